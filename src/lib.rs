@@ -1,0 +1,23 @@
+//! kitfs mounts a ModelKit from a registry as a read-only directory tree: lazily, verified, cached.
+//!
+//! This page is the map. A module may use those below it, never one above; `tests/architecture.rs` holds that.
+//!
+//! ```text
+//! main          arguments, logging, exit code
+//! cli           one file a command
+//! mount         wiring, daemon, signals, control socket
+//! fuse          the adapter: fuser ↔ fs; the only module that knows fuser
+//! fs            lookup, getattr, readdir, open, read
+//! fetch         resolving a reference to a plan, listing a layer, filling it: flights and deadlines
+//! tree          the merged names of all layers                                    (pure)
+//! archive       layer bytes → entries → chunks: tar walker, inflaters, index      (pure)
+//! cache         verified bytes on disk: blobs, objects, staging, tags
+//! source        where blobs come from: registry, OCI layout, kit's storage
+//! modelkit      manifest, config, Kitfile, filter → plan                          (pure)
+//! reference digest path units report     newtypes that are valid once they exist, and how errors are told
+//! ```
+//!
+//! A read goes `fuse → fs → fetch → {source → archive → cache}`. What comes back as a [`digest::Verified`] value or a
+//! [`cache::Object`] has had its digest proved; the one thing else that a read can answer from is a staged file, with
+//! [`fetch::Verify::Stream`] alone.
+

@@ -1,0 +1,2 @@
+//! The `kitfs` binary.
+fn main() {}
