@@ -21,3 +21,8 @@
 //! [`cache::Object`] has had its digest proved; the one thing else that a read can answer from is a staged file, with
 //! [`fetch::Verify::Stream`] alone.
 
+pub mod digest;
+pub mod path;
+pub mod reference;
+pub mod report;
+pub mod units;
