@@ -22,6 +22,7 @@
 //! [`fetch::Verify::Stream`] alone.
 
 pub mod digest;
+pub mod modelkit;
 pub mod path;
 pub mod reference;
 pub mod report;
