@@ -21,6 +21,7 @@
 //! [`cache::Object`] has had its digest proved; the one thing else that a read can answer from is a staged file, with
 //! [`fetch::Verify::Stream`] alone.
 
+pub mod archive;
 pub mod digest;
 pub mod modelkit;
 pub mod path;

@@ -1,0 +1,289 @@
+//! The head of an index: all but the chunk lists. It is the listing, and is read where it lies.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::layout::*;
+use super::{ChunkList, IndexError, LayerFacts, check};
+use crate::archive::chunk::{ObjectDigest, chunk_count};
+use crate::archive::{Entry, EntryKind};
+use crate::path::TreePath;
+
+/// A checked head over bytes of any kind, which must not change: the entries of a layer, sorted by path, none twice.
+#[derive(Clone)]
+pub struct Head<B = Vec<u8>> {
+    /// The head, and in an index the chunk lists behind it.
+    bytes: B,
+    layer: LayerFacts,
+    /// Where the names begin.
+    names_at: usize,
+    /// Where the head ends.
+    end: usize,
+}
+
+impl<B: AsRef<[u8]>> Head<B> {
+    /// Reads a head alone, as a mount fetches it. `max_inflated` stands in for the rule of
+    /// [`max_inflated`](crate::archive::inflate::max_inflated) where the user has allowed more.
+    pub fn parse(bytes: B, max_inflated: Option<u64>) -> Result<Self, IndexError> {
+        Self::read(bytes, Extent::Head, max_inflated)
+    }
+
+    pub(super) fn read(bytes: B, extent: Extent, max_inflated: Option<u64>) -> Result<Self, IndexError> {
+        let sections = Sections::split(bytes.as_ref(), extent)?;
+        let layer = check::layer(sections.header, max_inflated)?;
+        check::entries(&sections, &layer)?;
+        if extent == Extent::Whole {
+            check::lists(&sections)?;
+        }
+        let names_at = HEADER_LEN + size_of_val(sections.records);
+        let end = names_at + sections.names.len();
+        Ok(Self { bytes, layer, names_at, end })
+    }
+
+    /// The layer it is of.
+    pub fn layer(&self) -> &LayerFacts {
+        &self.layer
+    }
+
+    /// The bytes of the head: those that the annotation's size and digest are of.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes.as_ref()[..self.end]
+    }
+
+    /// How long the whole index is, chunk lists included.
+    pub fn index_len(&self) -> u64 {
+        let last = self.records().iter().rev().find(|record| record.has_list());
+        let chunks = last.map_or(0, |record| u64::from(record.chunks.get()) + chunk_count(record.size.get()));
+        self.end as u64 + chunks * DIGEST_LEN as u64
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.records().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The entry at a position in the order of paths.
+    pub fn row(&self, position: usize) -> Option<Row<'_>> {
+        self.records().get(position).map(|record| self.row_of(record))
+    }
+
+    /// All entries, sorted by path.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
+        self.records().iter().map(|record| self.row_of(record))
+    }
+
+    /// Where the entry of exactly this path stands.
+    pub fn find(&self, path: &[u8]) -> Option<usize> {
+        self.records().binary_search_by(|record| self.path_of(record).cmp(path)).ok()
+    }
+
+    /// Where the entries below a directory stand, at any depth and without itself: they are neighbours.
+    pub fn below(&self, directory: &[u8]) -> Range<usize> {
+        let records = self.records();
+        if directory.is_empty() {
+            return usize::from(self.find(b"").is_some())..records.len();
+        }
+        // `a`, `a-b`, `a/x`, `a0`: whatever sorts between a directory and what lies below it goes on with less than a slash.
+        let start = records.partition_point(|record| match self.path_of(record).strip_prefix(directory) {
+            Some(rest) => rest.first().is_none_or(|byte| *byte < b'/'),
+            None => self.path_of(record) < directory,
+        });
+        let within =
+            |record: &Record| self.path_of(record).strip_prefix(directory).is_some_and(|rest| rest.starts_with(b"/"));
+        start..start + records[start..].partition_point(within)
+    }
+
+    /// What a directory holds. Those that no entry names are among it, where something lies below them.
+    pub fn children(&self, directory: &[u8]) -> Children<'_, B> {
+        let prefix = if directory.is_empty() { 0 } else { directory.len() + 1 };
+        Children { head: self, prefix, rest: self.below(directory) }
+    }
+
+    /// The bytes that were parsed.
+    pub(super) fn all_bytes(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+
+    /// Gives up the parsed form.
+    pub fn into_bytes(self) -> B {
+        self.bytes
+    }
+
+    fn records(&self) -> &[Record] {
+        let section = &self.bytes.as_ref()[HEADER_LEN..self.names_at];
+        <[Record] as zerocopy::FromBytes>::ref_from_bytes(section).unwrap_or_default()
+    }
+
+    fn names(&self) -> &[u8] {
+        &self.bytes.as_ref()[self.names_at..self.end]
+    }
+
+    fn path_of(&self, record: &Record) -> &[u8] {
+        record.path(self.names()).unwrap_or_default()
+    }
+
+    fn row_of<'a>(&'a self, record: &'a Record) -> Row<'a> {
+        Row { record, names: self.names(), lists_at: self.end as u64 }
+    }
+}
+
+impl<B> fmt::Debug for Head<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Head of layer {}", self.layer.digest)
+    }
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowKind<'a> {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link and its target.
+    Symlink(&'a [u8]),
+}
+
+/// One entry, where it lies.
+#[derive(Clone, Copy)]
+pub struct Row<'a> {
+    record: &'a Record,
+    names: &'a [u8],
+    /// Where the chunk lists begin in the index.
+    lists_at: u64,
+}
+
+/// Where the chunk digests of a file are.
+#[derive(Debug)]
+pub enum Chunks<'a> {
+    /// In the head: none, or one.
+    Here(ChunkList<&'a [u8]>),
+    /// At these bytes of the index; [`ChunkList::parse`] takes them.
+    At(Range<u64>),
+}
+
+impl<'a> Row<'a> {
+    /// Its path in the layer.
+    pub fn path(&self) -> &'a [u8] {
+        self.record.path(self.names).unwrap_or_default()
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> RowKind<'a> {
+        match self.record.type_bits() {
+            TYPE_FILE => RowKind::File,
+            TYPE_SYMLINK => RowKind::Symlink(self.record.target(self.names).unwrap_or_default()),
+            _ => RowKind::Directory,
+        }
+    }
+
+    /// How many bytes of content it has; 0 for what is not a file.
+    pub fn size(&self) -> u64 {
+        if self.kind() == RowKind::File { self.record.size.get() } else { 0 }
+    }
+
+    /// Where its content starts in the uncompressed layer.
+    pub fn offset(&self) -> u64 {
+        self.record.offset.get()
+    }
+
+    /// The name of a file's content. That of a small file is computed, which takes a tenth of a microsecond.
+    pub fn object(&self) -> Option<ObjectDigest> {
+        match self.chunks()? {
+            Chunks::Here(list) => Some(list.object()),
+            Chunks::At(_) => Some(ObjectDigest::from_bytes(self.record.digest)),
+        }
+    }
+
+    /// Where a file's chunk digests are; `None` for what is not a file.
+    pub fn chunks(&self) -> Option<Chunks<'a>> {
+        if self.kind() != RowKind::File {
+            return None;
+        }
+        let (size, count) = (self.size(), chunk_count(self.size()));
+        if self.record.has_list() {
+            let start = self.lists_at + u64::from(self.record.chunks.get()) * DIGEST_LEN as u64;
+            return Some(Chunks::At(start..start + count * DIGEST_LEN as u64));
+        }
+        let list = &self.record.digest[..count as usize * DIGEST_LEN];
+        Some(Chunks::Here(ChunkList::trusted(size, ObjectDigest::of_list(size, list), list)))
+    }
+
+    /// The entry as a value of its own.
+    pub fn to_entry(&self) -> Entry {
+        let Record { mtime, uid, gid, mode, .. } = self.record;
+        Entry {
+            path: TreePath::from_clean(self.path()).expect("checked when the index was read"),
+            kind: match self.kind() {
+                RowKind::File => EntryKind::File,
+                RowKind::Directory => EntryKind::Directory,
+                RowKind::Symlink(target) => EntryKind::Symlink(target.to_vec()),
+            },
+            mode: (mode.get() & !TYPE_BITS).into(),
+            uid: uid.get(),
+            gid: gid.get(),
+            mtime: mtime.get(),
+            size: self.size(),
+            offset: self.offset(),
+        }
+    }
+
+    pub(super) fn record(&self) -> &'a Record {
+        self.record
+    }
+}
+
+impl fmt::Debug for Row<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.to_entry(), f)
+    }
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Child<'a> {
+    /// The last component of its path.
+    pub name: &'a [u8],
+    /// Where its entry stands; `None` for a directory that no entry names.
+    pub position: Option<usize>,
+}
+
+/// What a directory holds, each name once. They come in the order of the entries; a directory that no entry names comes
+/// where the first below it stands.
+#[derive(Debug)]
+pub struct Children<'a, B> {
+    head: &'a Head<B>,
+    /// How much of each path is the directory's, with its slash.
+    prefix: usize,
+    rest: Range<usize>,
+}
+
+impl<'a, B: AsRef<[u8]>> Iterator for Children<'a, B> {
+    type Item = Child<'a>;
+
+    fn next(&mut self) -> Option<Child<'a>> {
+        let head = self.head;
+        while !self.rest.is_empty() {
+            let at = self.rest.start;
+            let path = head.row(at)?.path();
+            let name = path.get(self.prefix..)?;
+            let Some(slash) = name.iter().position(|byte| *byte == b'/') else {
+                self.rest.start += 1;
+                return Some(Child { name, position: Some(at) });
+            };
+            // The first below a directory, whose own entry came before, if there is one. All below it is skipped.
+            let (below, directory) = (&path[..=self.prefix + slash], &path[..self.prefix + slash]);
+            let within = |record: &Record| head.path_of(record).starts_with(below);
+            self.rest.start += head.records()[self.rest.clone()].partition_point(within);
+            if head.find(directory).is_none() {
+                return Some(Child { name: &name[..slash], position: None });
+            }
+        }
+        None
+    }
+}
