@@ -22,6 +22,7 @@
 //! [`fetch::Verify::Stream`] alone.
 
 pub mod archive;
+pub mod cache;
 pub mod digest;
 pub mod modelkit;
 pub mod path;

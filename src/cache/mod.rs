@@ -1,0 +1,187 @@
+//! Verified bytes on disk, shared by all mounts of a user. Knows digests and files, nothing of tar or OCI.
+//!
+//! ```text
+//! <root>/                      0700, owned by us
+//!   format                     the layout's version
+//!   blobs/sha256/<ab>/<hex>    manifests and configs: small, hashed again at each read
+//!   indexes/<ab>/<key>         derived indexes, each behind a digest of its own
+//!   objects/<ab>/<hex>         complete, verified files, 0444
+//!   incoming/<key>/            a fill in progress, locked
+//!   tags/<ab>/<key>            the last known digest of a tag
+//! ```
+//!
+//! Invariants:
+//! - What has a name under `objects/` was verified and on the disk before it got the name ([`staging`]).
+//! - Every file appears by rename, so a reader sees all of it or none.
+//! - Whatever is missing, short or wrong counts as absent; the worst that a crash costs is a fetch.
+//!
+//! Locks: `flock` on `incoming/<key>/lock` (exclusive, while a fill stages there) and on an open object (shared). None
+//! is waited for and none is taken while another is held.
+//!
+//! All calls block on the disk: call them from a blocking thread.
+
+mod objects;
+mod small;
+pub mod staging;
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use objects::Object;
+pub use small::KnownTag;
+pub use staging::{Sealed, StagedFile, StagedNumber, StagedState, Staging};
+
+use crate::digest::ObjectDigest;
+
+/// The content of `format` in a cache of this layout.
+const FORMAT: &str = "kitfs-cache 1\n";
+
+/// A cache directory.
+#[derive(Debug)]
+pub struct Cache {
+    root: PathBuf,
+    /// Objects that this process has verified and that still lie in staging.
+    staged: Mutex<HashMap<ObjectDigest, PathBuf>>,
+    /// Makes temporary names unique within the process.
+    counter: AtomicU64,
+}
+
+/// Why the cache can't be used, or a file in it.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The system refused an operation.
+    #[error("cache: can't {what} {path}: {cause}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        cause: io::Error,
+    },
+    /// The directory holds something else, or a cache of another version.
+    #[error(
+        "{path} is not a cache of this version of kitfs: its `format` reads {found:?}, expected {FORMAT:?}; \
+         choose another directory with --cache-dir or KITFS_CACHE_DIR"
+    )]
+    Format {
+        /// The cache directory.
+        path: PathBuf,
+        /// What `format` holds.
+        found: String,
+    },
+    /// The directory belongs to another user, whose word we would have to take for its contents.
+    #[error(
+        "the cache {path} belongs to user {owner}, and kitfs runs as user {user}; \
+         choose another directory with --cache-dir or KITFS_CACHE_DIR"
+    )]
+    Owner {
+        /// The cache directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// The effective user.
+        user: u32,
+    },
+}
+
+/// Turns an I/O error into one that says what was tried on which file.
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CacheError {
+    let path = path.to_owned();
+    move |cause| CacheError::Io { what, path, cause }
+}
+
+impl Cache {
+    /// Opens a cache, making it where there is none, and clears staging that no process holds.
+    pub fn open(root: &Path) -> Result<Self, CacheError> {
+        make_dir(root)?;
+        let owner = fs::metadata(root).map_err(io_error("stat", root))?.uid();
+        let user = rustix::process::geteuid().as_raw();
+        if owner != user {
+            return Err(CacheError::Owner { path: root.to_owned(), owner, user });
+        }
+        let cache = Self { root: root.to_owned(), staged: Mutex::new(HashMap::new()), counter: AtomicU64::new(0) };
+        cache.check_format()?;
+        for dir in ["blobs/sha256", "indexes", "objects", "incoming", "tags"] {
+            make_dir(&root.join(dir))?;
+        }
+        cache.sweep_incoming();
+        Ok(cache)
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn check_format(&self) -> Result<(), CacheError> {
+        let path = self.root.join("format");
+        match fs::read_to_string(&path) {
+            Ok(found) if found == FORMAT => Ok(()),
+            Ok(found) => Err(CacheError::Format { path: self.root.clone(), found }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut entries = fs::read_dir(&self.root).map_err(io_error("read", &self.root))?;
+                if entries.any(|entry| entry.is_ok_and(|e| !e.file_name().as_encoded_bytes().starts_with(b"format."))) {
+                    let found = "(no such file, and the directory is not empty)".to_owned();
+                    return Err(CacheError::Format { path: self.root.clone(), found });
+                }
+                self.write_file(&path, FORMAT.as_bytes())
+            }
+            Err(error) => Err(io_error("read", &path)(error)),
+        }
+    }
+
+    /// `<area>/<ab>/<name>`: spread over 256 directories by the first two characters.
+    fn spread(&self, area: &str, name: &str) -> PathBuf {
+        let mut path = self.root.join(area);
+        path.push(name.get(..2).unwrap_or("__"));
+        path.push(name);
+        path
+    }
+
+    /// Writes a file as a whole: to a temporary name, synced, then renamed.
+    fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), CacheError> {
+        if let Some(parent) = path.parent() {
+            make_dir(parent)?;
+        }
+        let serial = self.counter.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_extension(format!("{}.{serial}.tmp", std::process::id()));
+        let written = new_file(&temporary, 0o600)
+            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_data()))
+            .and_then(|()| fs::rename(&temporary, path));
+        written.map_err(|cause| {
+            // The error that counts is the first one.
+            let _ = fs::remove_file(&temporary);
+            io_error("write", path)(cause)
+        })
+    }
+}
+
+/// Makes a directory and its parents with mode 0700; an existing one is fine.
+fn make_dir(path: &Path) -> Result<(), CacheError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("create", path))
+}
+
+/// A new file that must not exist yet, so that no planted link is followed.
+fn new_file(path: &Path, mode: u32) -> io::Result<File> {
+    fs::OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)
+}
+
+/// Opens a regular file for reading, following no link; `None` where there is none.
+fn open_existing(path: &Path) -> io::Result<Option<File>> {
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    match fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;

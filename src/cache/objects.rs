@@ -1,0 +1,75 @@
+//! Complete, verified files.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{Cache, CacheError, io_error, open_existing};
+use crate::digest::ObjectDigest;
+
+/// An open file whose whole content has been verified. It exists only for what lies under `objects/` or was sealed by
+/// this process, so holding one is the proof that its bytes may be served. Its shared lock keeps it from eviction.
+#[derive(Debug, Clone)]
+pub struct Object {
+    file: Arc<File>,
+    size: u64,
+}
+
+impl Object {
+    /// The file, to read from at any offset.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+impl Cache {
+    /// Opens an object of `size` bytes; `None` where it is absent or being evicted. One of another size is damaged: it is
+    /// removed, so that it is fetched again.
+    pub fn object(&self, name: &ObjectDigest, size: u64) -> Result<Option<Object>, CacheError> {
+        let committed = self.spread("objects", &name.hex());
+        // Twice: the commit may move the file from staging to its name between the two looks.
+        for _ in 0..2 {
+            let staged = self.staged.lock().unwrap_or_else(|held| held.into_inner()).get(name).cloned();
+            for path in std::iter::once(&committed).chain(staged.as_ref()) {
+                let Some(file) = open_existing(path).map_err(io_error("open", path))? else { continue };
+                match flock(&file, FlockOperation::NonBlockingLockShared) {
+                    Ok(()) => {}
+                    Err(rustix::io::Errno::WOULDBLOCK) => continue,
+                    Err(error) => return Err(io_error("lock", path)(io::Error::from(error))),
+                }
+                let metadata = file.metadata().map_err(io_error("stat", path))?;
+                if metadata.is_file() && metadata.len() == size {
+                    return Ok(Some(Object { file: Arc::new(file), size }));
+                }
+                tracing::warn!(path = %path.display(), found = metadata.len(), expected = size,
+                    "cache: damaged object removed, it has the wrong size");
+                // Should the name be another file's by now, that one is fetched again too: no harm. Where it can't be
+                // removed, the next commit replaces it.
+                let _ = std::fs::remove_file(path);
+            }
+            if staged.is_none() {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether an object of `size` bytes is here, without opening it: what [`Cache::object`] would give, but for locks.
+    pub fn has_object(&self, name: &ObjectDigest, size: u64) -> bool {
+        self.staged.lock().unwrap_or_else(|held| held.into_inner()).contains_key(name)
+            || is_file_of(&self.spread("objects", &name.hex()), size)
+    }
+}
+
+/// Whether a path is a regular file of this size. Any other there is damage.
+pub(super) fn is_file_of(path: &Path, size: u64) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == size)
+}

@@ -1,0 +1,155 @@
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+use crate::digest::{Digest, StreamHasher, Unverified};
+
+fn cache() -> (tempfile::TempDir, Cache) {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let cache = Cache::open(&dir.path().join("cache")).expect("cache opens");
+    (dir, cache)
+}
+
+fn sealed(cache: &Cache, key: &Digest, content: &[u8]) -> (ObjectDigest, Sealed) {
+    let mut staging = cache.stage(key).expect("stages").expect("free");
+    let file = staging.create().expect("creates");
+    file.write_at(content, 0).expect("writes");
+    let name = ObjectDigest::new(content.len() as u64, &[Digest::of(content)]);
+    let mut hasher = StreamHasher::new();
+    hasher.update(content);
+    let proof = hasher.finish(&Digest::of(content)).expect("holds");
+    let sealed = staging.seal(cache, &proof, vec![(file.close(), name)]);
+    (name, sealed)
+}
+
+#[test]
+fn the_directory_is_private_and_says_its_format() {
+    let (_dir, cache) = cache();
+    assert_eq!(fs::metadata(cache.root()).expect("stat").permissions().mode() & 0o777, 0o700);
+    assert_eq!(fs::read_to_string(cache.root().join("format")).expect("read"), FORMAT);
+    Cache::open(cache.root()).expect("opens again");
+}
+
+#[test]
+fn a_newer_or_foreign_directory_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    fs::write(dir.path().join("format"), "kitfs-cache 2\n").expect("write");
+    assert!(matches!(Cache::open(dir.path()), Err(CacheError::Format { .. })));
+    let other = tempfile::tempdir().expect("temporary directory");
+    fs::write(other.path().join("thesis.tex"), "").expect("write");
+    assert!(matches!(Cache::open(other.path()), Err(CacheError::Format { .. })));
+    assert_eq!(fs::read_dir(other.path()).expect("read").count(), 1);
+}
+
+#[test]
+fn a_sealed_file_is_read_before_and_after_its_commit() {
+    let (_dir, cache) = cache();
+    let key = Digest::of(b"layer");
+    let (name, sealed) = sealed(&cache, &key, b"content");
+    let early = cache.object(&name, 7).expect("looks").expect("is there while staged");
+    sealed.commit(&cache, &key, b"index").expect("commits");
+    let late = cache.object(&name, 7).expect("looks").expect("is there by name");
+    for object in [early, late] {
+        let mut bytes = [0; 7];
+        std::os::unix::fs::FileExt::read_exact_at(&**object.file(), &mut bytes, 0).expect("reads");
+        assert_eq!(&bytes, b"content");
+    }
+    assert_eq!(cache.index(&key).expect("looks").as_deref(), Some(&b"index"[..]));
+    assert_eq!(fs::read_dir(cache.root().join("incoming")).expect("read").count(), 0);
+    let path = cache.spread("objects", &name.hex());
+    assert_eq!(fs::metadata(path).expect("stat").permissions().mode() & 0o777, 0o444);
+}
+
+#[test]
+fn an_object_of_another_size_counts_as_absent() {
+    let (_dir, cache) = cache();
+    let key = Digest::of(b"layer");
+    let (name, sealed) = sealed(&cache, &key, b"content");
+    sealed.commit(&cache, &key, b"index").expect("commits");
+    assert!(cache.object(&name, 8).expect("looks").is_none());
+}
+
+#[test]
+fn an_object_that_was_cut_short_counts_as_absent_and_is_replaced() {
+    let (_dir, cache) = cache();
+    let key = Digest::of(b"layer");
+    let commit = || {
+        let (name, sealed) = sealed(&cache, &key, b"content");
+        sealed.commit(&cache, &key, b"index").expect("commits");
+        name
+    };
+    let name = commit();
+    assert!(cache.has_object(&name, 7));
+    let path = cache.spread("objects", &name.hex());
+    fs::remove_file(&path).expect("remove");
+    fs::write(&path, "con").expect("write");
+    assert!(!cache.has_object(&name, 7));
+    commit();
+    assert!(cache.object(&name, 7).expect("looks").is_some());
+}
+
+#[test]
+fn staging_is_exclusive_and_unsealed_files_vanish() {
+    let (_dir, cache) = cache();
+    let key = Digest::of(b"layer");
+    let mut staging = cache.stage(&key).expect("stages").expect("free");
+    staging.create().expect("creates").write_at(b"half", 0).expect("writes");
+    assert!(cache.stage(&key).expect("looks").is_none(), "a second fill must not share the directory");
+    assert!(cache.stage_alone(&key).expect("stages").is_some());
+    assert_eq!(cache.staged(&key), StagedState { bytes: 4, sealed: false });
+    drop(staging);
+    assert!(cache.stage(&key).expect("stages").is_some());
+}
+
+#[test]
+fn what_a_killed_process_left_is_swept_and_what_is_locked_stays() {
+    let (_dir, cache) = cache();
+    let left = cache.root().join("incoming/left");
+    fs::create_dir(&left).expect("mkdir");
+    fs::write(left.join("0"), "half").expect("write");
+    let key = Digest::of(b"layer");
+    let _held = cache.stage(&key).expect("stages").expect("free");
+    Cache::open(cache.root()).expect("opens");
+    assert!(!left.exists());
+    assert!(cache.stage(&key).expect("looks").is_none());
+}
+
+#[test]
+fn damaged_blobs_and_indexes_count_as_absent() {
+    let (_dir, cache) = cache();
+    let digest = Digest::of(b"manifest");
+    let verified = Unverified::new(&b"manifest"[..]).verify(&digest).expect("holds");
+    cache.keep_blob(&digest, &verified).expect("keeps");
+    cache.keep_index(&digest, b"index").expect("keeps");
+    assert!(cache.blob(&digest).expect("reads").is_some());
+    for path in [cache.spread("blobs/sha256", &digest.hex()), cache.spread("indexes", &digest.hex())] {
+        let mut bytes = fs::read(&path).expect("read");
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(&path, bytes).expect("write");
+    }
+    assert!(cache.blob(&digest).expect("reads").is_none());
+    assert!(cache.index(&digest).expect("reads").is_none());
+}
+
+#[test]
+fn planted_links_are_not_followed() {
+    let (dir, cache) = cache();
+    let secret = dir.path().join("secret");
+    fs::write(&secret, "content").expect("write");
+    let name = ObjectDigest::new(7, &[Digest::of(b"content")]);
+    let path = cache.spread("objects", &name.hex());
+    fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
+    std::os::unix::fs::symlink(&secret, &path).expect("symlink");
+    assert!(cache.object(&name, 7).is_err());
+}
+
+#[test]
+fn a_tag_is_remembered_under_its_full_name() {
+    let (_dir, cache) = cache();
+    let digest = Digest::of(b"manifest");
+    cache.remember_tag("registry/team/llama:8b", &digest).expect("remembers");
+    let known = cache.known_tag("registry/team/llama:8b").expect("reads").expect("is known");
+    assert_eq!(known.digest, digest);
+    assert!(known.seen > 1_700_000_000);
+    assert!(cache.known_tag("registry/team/llama:70b").expect("reads").is_none());
+}
