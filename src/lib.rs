@@ -28,4 +28,5 @@ pub mod modelkit;
 pub mod path;
 pub mod reference;
 pub mod report;
+pub mod source;
 pub mod units;

@@ -1,0 +1,201 @@
+//! Where manifests and blobs come from.
+//!
+//! One trait, three implementations (registry, OCI layout, kit's storage), and one conformance test over all of them
+//! (`tests/source_conformance.rs`). A source moves bytes and reports what went wrong; it does not retry, cache or
+//! decide: that is `fetch`'s. What it returns is [`Unverified`]: the caller hashes.
+//!
+//! ```text
+//! layout, kit_storage       local directories; both read their blobs through `blobs`
+//! registry                  the distribution API: which request, and whether the answer keeps to what was asked
+//!   transport, body         one HTTP request with its redirects; an answer's bytes, counted and timed
+//!   token, challenge        tokens: one flight for all who need one
+//!   credentials, helper     what the user has logged in with, read anew each time
+//! ```
+
+mod blobs;
+mod body;
+mod challenge;
+mod connection;
+mod credentials;
+mod helper;
+mod kit_storage;
+mod layout;
+mod registry;
+mod retry_after;
+mod token;
+mod transport;
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::Stream;
+
+use crate::digest::{Digest, Unverified};
+use crate::reference::Location;
+
+pub use connection::{Connection, Timeouts, kit_home};
+pub use kit_storage::KitStorage;
+pub use layout::Layout;
+pub use registry::Registry;
+
+/// A blob by digest and size, as its descriptor in a manifest states them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlobId {
+    /// The digest of the whole blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// The bytes of one range, in order. It ends after exactly as many bytes as were asked for, or with an error.
+/// Dropping it gives the connection up.
+pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Unverified, SourceError>> + Send>>;
+
+/// The largest manifest, index or token answer that is read.
+pub const MAX_MANIFEST: u64 = 4 << 20;
+
+/// A repository: one name in one registry, one OCI layout, or one name in kit's storage.
+#[async_trait]
+pub trait Source: Send + Sync + fmt::Debug {
+    /// The repository as people write it, without tag or digest: `registry/team/llama`, `oci:DIR`, `llama`.
+    fn name(&self) -> String;
+
+    /// The digest a tag points at now. One request; nothing is cached.
+    async fn resolve(&self, tag: &str) -> Result<Digest, SourceError>;
+
+    /// The bytes of a manifest or image index, at most [`MAX_MANIFEST`].
+    async fn manifest(&self, digest: &Digest) -> Result<Unverified, SourceError>;
+
+    /// Bytes `range` of a blob. The range is not empty and ends at or before `blob.size`.
+    async fn blob(&self, blob: &BlobId, range: Range<u64>) -> Result<ByteStream, SourceError>;
+
+    /// All tags of the repository.
+    async fn tags(&self) -> Result<Vec<String>, SourceError>;
+}
+
+/// The source that a reference points at. Nothing is asked of a registry yet.
+///
+/// Kit's storage may hold a registry's blobs as well: see [`KitStorage::for_repository`].
+pub fn open(location: &Location, connection: &Connection, kit_home: &Path) -> Result<Arc<dyn Source>, SourceError> {
+    Ok(match location {
+        Location::Registry { host, repository } => Arc::new(Registry::new(host, repository, connection, kit_home)?),
+        Location::Layout { dir } => Arc::new(Layout::open(dir)?),
+        Location::Local { repository } => Arc::new(KitStorage::local(kit_home, repository)),
+    })
+}
+
+/// Refuses a range that the [`Source::blob`] contract rules out, before it becomes a request.
+fn check_range(blob: &BlobId, range: &Range<u64>, source_name: &str) -> Result<(), SourceError> {
+    if range.start < range.end && range.end <= blob.size {
+        return Ok(());
+    }
+    Err(SourceError::Protocol {
+        source_name: source_name.to_owned(),
+        what: format!("bytes {}..{} of {} lie outside its {} bytes", range.start, range.end, blob.digest, blob.size),
+    })
+}
+
+/// Why a source did not give what it was asked for. Cloned to everyone who waits for the same answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SourceError {
+    /// There is no such tag, manifest or blob.
+    #[error("{what} is not in {source_name}")]
+    NotFound {
+        /// Tag, manifest or blob, with its name.
+        what: String,
+        /// The source that was asked.
+        source_name: String,
+    },
+    /// 401: no credentials, or not the right ones.
+    #[error("{host} refused the credentials ({tried}); run `kit login {host}` or `docker login {host}`")]
+    Unauthorized {
+        /// The registry's host.
+        host: String,
+        /// Which credentials were tried, and from which file: never a secret.
+        tried: String,
+    },
+    /// 403: the credentials are right and not enough.
+    #[error("{host} denied access to {what} ({tried})")]
+    Forbidden {
+        /// The registry's host.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// Which credentials were tried, and from which file.
+        tried: String,
+    },
+    /// The server answered a range with the whole blob (200 instead of 206). A caller may ask for the whole instead.
+    #[error("{source_name} ignores byte ranges")]
+    RangeIgnored {
+        /// The source that was asked.
+        source_name: String,
+    },
+    /// The server can't be reached, the connection broke, or it went silent.
+    #[error("{source_name}: {what}")]
+    Transport {
+        /// The source that was asked.
+        source_name: String,
+        /// What happened.
+        what: String,
+        /// The library's error.
+        #[source]
+        cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    },
+    /// The server is busy or broken: 408, 429 or 5xx.
+    #[error("{source_name} answered {status}")]
+    Status {
+        /// The source that was asked.
+        source_name: String,
+        /// The HTTP status.
+        status: u16,
+        /// `Retry-After`, where it was given.
+        retry_after: Option<Duration>,
+    },
+    /// An answer that breaks the protocol: a wrong `Content-Range`, a body too long, a redirect to plain HTTP.
+    #[error("{source_name}: {what}")]
+    Protocol {
+        /// The source that was asked.
+        source_name: String,
+        /// What was expected and what came.
+        what: String,
+    },
+    /// A local file can't be read.
+    #[error("{path}: {cause}")]
+    Disk {
+        /// The file.
+        path: String,
+        /// The system's error.
+        #[source]
+        cause: Arc<std::io::Error>,
+    },
+    /// A setting of the connection can't be used: a CA file without certificates, a proxy that is not a URL.
+    #[error("{what}")]
+    Setup {
+        /// Which setting, what is wrong with it, and what is expected.
+        what: String,
+        /// The underlying error.
+        #[source]
+        cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    },
+}
+
+impl SourceError {
+    /// Whether asking again may help.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Transport { .. } | Self::Status { .. } => true,
+            Self::NotFound { .. }
+            | Self::Unauthorized { .. }
+            | Self::Forbidden { .. }
+            | Self::RangeIgnored { .. }
+            | Self::Protocol { .. }
+            | Self::Disk { .. }
+            | Self::Setup { .. } => false,
+        }
+    }
+}

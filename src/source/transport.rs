@@ -1,0 +1,326 @@
+//! One HTTP request over our own client: redirects by hand, deadlines, and errors that name no secret.
+//!
+//! Invariants:
+//! - The `Authorization` header goes to the origin (scheme, host, port) it was meant for and no other; once a redirect
+//!   has left that origin it is not sent again. `Range` is kept.
+//! - Nothing goes from https to plain http.
+//! - A URL's query may be a signature: it is in no error and no log line.
+//!
+//! HTTP/1.1 only, and none of reqwest's decoding of bodies: ranges over several connections are faster so, and a
+//! decoded body would not be the bytes that were asked for.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use reqwest::{Method, Response, StatusCode};
+use url::Url;
+
+use crate::source::connection::{Connection, Timeouts};
+use crate::source::{SourceError, body};
+
+/// Registries need one or two; more is a loop.
+const MAX_REDIRECTS: usize = 5;
+/// Shorter than the idle timeout of usual servers (nginx: 75 s), so that no request goes out on a connection that the
+/// other side is closing.
+const POOL_IDLE: Duration = Duration::from_secs(50);
+
+/// The client of one source.
+#[derive(Clone)]
+pub(super) struct Transport {
+    client: reqwest::Client,
+    /// The source, as errors name it.
+    pub(super) name: String,
+    pub(super) timeouts: Timeouts,
+}
+
+/// One request.
+pub(super) struct Call<'a> {
+    pub(super) method: Method,
+    pub(super) url: &'a Url,
+    pub(super) headers: HeaderMap,
+    pub(super) authorization: Option<&'a HeaderValue>,
+    /// Sent as an HTML form. A request with a form follows no redirect: it holds a secret.
+    pub(super) form: Option<&'a [(&'a str, &'a str)]>,
+}
+
+/// The answer to a request, after its redirects.
+pub(super) struct Answer {
+    pub(super) response: Response,
+    /// The URL that answered, where it is not the one that was asked.
+    pub(super) redirected: Option<Url>,
+    /// Whether `Authorization` may go to that URL: whether every hop stayed on the origin.
+    pub(super) same_origin: bool,
+}
+
+impl Transport {
+    /// A client for the registry at `base`, which errors call `name`.
+    pub(super) fn new(connection: &Connection, base: &Url, name: String) -> Result<Self, SourceError> {
+        let client = match build(connection, base, false) {
+            Ok(client) => client,
+            // A slim container has no certificate authorities. Plain HTTP needs none.
+            Err(_) if base.scheme() == "http" && connection.ca.is_none() => build(connection, base, true)?,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { client, name, timeouts: connection.timeouts })
+    }
+
+    /// Sends a request and follows its redirects, until the header of the last answer is here.
+    pub(super) async fn send(&self, call: &Call<'_>) -> Result<Answer, SourceError> {
+        let mut url = call.url.clone();
+        let mut same_origin = true;
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.send_once(call, &url, same_origin).await?;
+            if !is_redirect(response.status()) || call.form.is_some() {
+                let redirected = (url != *call.url).then_some(url);
+                return Ok(Answer { response, redirected, same_origin });
+            }
+            let location = response.headers().get(LOCATION).map(HeaderValue::as_bytes);
+            let next = next_hop(&url, location).map_err(|what| self.protocol(what))?;
+            same_origin &= next.origin() == url.origin();
+            url = next;
+        }
+        Err(self.protocol(format!("more than {MAX_REDIRECTS} redirects")))
+    }
+
+    async fn send_once(&self, call: &Call<'_>, url: &Url, same_origin: bool) -> Result<Response, SourceError> {
+        let mut request = self
+            .client
+            .request(call.method.clone(), url.clone())
+            .headers(call.headers.clone())
+            // A range of a compressed body is not a range of the blob.
+            .header(ACCEPT_ENCODING, "identity");
+        if let Some(authorization) = call.authorization.filter(|_| same_origin) {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        if let Some(form) = call.form {
+            request = request.form(form);
+        }
+        match tokio::time::timeout(self.timeouts.answer, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(self.broken(&authority(url), error)),
+            Err(_) => Err(self.silent(&authority(url))),
+        }
+    }
+
+    /// A whole answer of at most `cap` bytes, counted while it is read.
+    pub(super) async fn read_small(&self, response: Response, cap: u64) -> Result<Vec<u8>, SourceError> {
+        let host = authority(response.url());
+        match tokio::time::timeout(self.timeouts.answer, body::read_capped(response, cap)).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(body::Unread::TooLong)) => {
+                Err(self.protocol(format!("{host} sent more than {cap} bytes where a manifest, tags or token belong")))
+            }
+            Ok(Err(body::Unread::Broken(error))) => Err(self.broken(&host, error)),
+            Err(_) => Err(self.silent(&host)),
+        }
+    }
+
+    /// An answer that breaks the protocol.
+    pub(super) fn protocol(&self, what: String) -> SourceError {
+        SourceError::Protocol { source_name: self.name.clone(), what }
+    }
+
+    /// A request or answer that failed on its way.
+    pub(super) fn broken(&self, host: &str, error: reqwest::Error) -> SourceError {
+        broken(&self.name, host, error)
+    }
+
+    fn silent(&self, host: &str) -> SourceError {
+        let what = format!("{host} did not answer within {:?}", self.timeouts.answer);
+        SourceError::Transport { source_name: self.name.clone(), what, cause: None }
+    }
+}
+
+/// Turns reqwest's error into ours, without the URL.
+pub(super) fn broken(source_name: &str, host: &str, error: reqwest::Error) -> SourceError {
+    let error = error.without_url();
+    let chain = {
+        let mut chain = String::new();
+        let mut link: Option<&dyn std::error::Error> = Some(&error);
+        while let Some(error) = link {
+            chain.push_str(&error.to_string());
+            link = error.source();
+        }
+        chain
+    };
+    // rustls' errors are only reachable as text.
+    let what = if chain.contains("not valid for name") {
+        format!("the certificate of {host} is for another name; use that name, or --tls-verify=false")
+    } else if chain.contains("invalid peer certificate") {
+        format!(
+            "the certificate of {host} is not trusted; name its authority with --ca FILE, or use --tls-verify=false"
+        )
+    } else if chain.contains("InvalidContentType") {
+        format!("{host} does not speak TLS; use --plain-http if it is meant to be plain HTTP")
+    } else if error.is_connect() {
+        format!("{host} can't be reached")
+    } else {
+        format!("the connection to {host} broke")
+    };
+    SourceError::Transport { source_name: source_name.to_owned(), what, cause: Some(Arc::new(error)) }
+}
+
+fn build(connection: &Connection, base: &Url, without_authorities: bool) -> Result<reqwest::Client, SourceError> {
+    let mut builder = reqwest::Client::builder()
+        .http1_only()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .connect_timeout(connection.timeouts.connect)
+        .pool_idle_timeout(POOL_IDLE)
+        .user_agent(&connection.user_agent)
+        .tls_danger_accept_invalid_certs(!connection.tls_verify);
+    if without_authorities {
+        builder = builder.tls_certs_only([]);
+    }
+    if let Some(path) = &connection.ca {
+        let certificates = reqwest::Certificate::from_pem_bundle(&read_pem("--ca", path)?)
+            .map_err(|error| setup(format!("--ca {}: not a PEM certificate", path.display()), error))?;
+        if certificates.is_empty() {
+            let what = format!("--ca {}: no certificate in it; expected PEM", path.display());
+            return Err(SourceError::Setup { what, cause: None });
+        }
+        builder = builder.tls_certs_merge(certificates);
+    }
+    match (&connection.cert, &connection.key) {
+        (Some(cert), Some(key)) => {
+            let mut pem = read_pem("--cert", cert)?;
+            pem.push(b'\n');
+            pem.extend(read_pem("--key", key)?);
+            let identity = reqwest::Identity::from_pem(&pem).map_err(|error| {
+                let what =
+                    format!("--cert {} and --key {}: not a PEM certificate and key", cert.display(), key.display());
+                setup(what, error)
+            })?;
+            builder = builder.identity(identity);
+        }
+        (None, None) => {}
+        (Some(_), None) | (None, Some(_)) => {
+            let what = "a client certificate needs both --cert and --key".to_owned();
+            return Err(SourceError::Setup { what, cause: None });
+        }
+    }
+    match &connection.proxy {
+        Some(proxy) => {
+            // The URL may hold a password, so it is not repeated.
+            let proxy = reqwest::Proxy::all(proxy).map_err(|error| {
+                setup("--proxy is not a URL; expected http://host:port or https://host:port".to_owned(), error)
+            })?;
+            builder = builder.proxy(proxy);
+        }
+        // As kit (Go) does: the environment's proxy can't reach this machine's loopback.
+        None if is_loopback(base) => builder = builder.no_proxy(),
+        None => {}
+    }
+    builder.build().map_err(|error| setup("the HTTP client can't be set up".to_owned(), error))
+}
+
+fn read_pem(flag: &str, path: &Path) -> Result<Vec<u8>, SourceError> {
+    std::fs::read(path).map_err(|error| SourceError::Setup {
+        what: format!("{flag} {} can't be read", path.display()),
+        cause: Some(Arc::new(error)),
+    })
+}
+
+fn setup(what: String, error: reqwest::Error) -> SourceError {
+    SourceError::Setup { what, cause: Some(Arc::new(error.without_url())) }
+}
+
+/// Whether a URL's host is this machine.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(domain)) => domain == "localhost",
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+/// Host and port of a URL, all of it that may be shown.
+pub(super) fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or("?");
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+/// Where a redirect leads, if it may be followed.
+fn next_hop(from: &Url, location: Option<&[u8]>) -> Result<Url, String> {
+    let host = authority(from);
+    let mut next = location
+        .and_then(|location| std::str::from_utf8(location).ok())
+        .and_then(|location| from.join(location).ok())
+        .ok_or_else(|| format!("{host} redirects to nowhere: its Location is missing or not a URL"))?;
+    match (from.scheme(), next.scheme()) {
+        (_, "https") | ("http", "http") => {}
+        ("https", "http") => return Err(format!("{host} redirects from https to plain http; refused")),
+        (_, scheme) => return Err(format!("{host} redirects to a {scheme}: URL; refused")),
+    }
+    // A user in the URL would become an Authorization header. Neither call can fail for a URL with a host.
+    let _ = next.set_username("");
+    let _ = next.set_password(None);
+    Ok(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hop(from: &str, to: &str) -> Result<String, String> {
+        next_hop(&Url::parse(from).expect("valid"), Some(to.as_bytes())).map(String::from)
+    }
+
+    #[test]
+    fn a_redirect_from_https_to_plain_http_is_refused() {
+        let refused = hop("https://registry.example.com/v2/", "http://storage.example.com/x?sig=secret");
+        let refused = refused.expect_err("must be refused");
+        assert!(refused.contains("from https to plain http"), "{refused}");
+        assert!(!refused.contains("secret"), "{refused}");
+        assert!(hop("http://localhost:5000/v2/", "http://127.0.0.1/x").is_ok());
+        assert!(hop("http://localhost:5000/v2/", "https://storage.example.com/x").is_ok());
+        assert!(hop("https://registry.example.com/v2/", "file:///etc/passwd").is_err());
+    }
+
+    #[test]
+    fn a_relative_redirect_stays_on_its_host() {
+        assert_eq!(hop("https://a.example/v2/x", "/y?z").as_deref(), Ok("https://a.example/y?z"));
+        assert!(next_hop(&Url::parse("https://a.example").expect("valid"), None).is_err());
+    }
+
+    #[test]
+    fn a_user_in_a_redirect_is_not_sent() {
+        assert_eq!(hop("https://a.example/", "https://me:pw@b.example/x").as_deref(), Ok("https://b.example/x"));
+    }
+
+    #[test]
+    fn loopback_is_known_by_name_and_by_address() {
+        for (url, loopback) in [
+            ("http://localhost:5000", true),
+            ("http://127.8.9.1", true),
+            ("http://[::1]:5000", true),
+            ("http://localhost.example.com", false),
+            ("http://10.0.0.1", false),
+        ] {
+            assert_eq!(is_loopback(&Url::parse(url).expect("valid")), loopback, "{url}");
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_be_used_are_named() {
+        let base = Url::parse("https://registry.example.com").expect("valid");
+        let refusal = |connection: &Connection| {
+            Transport::new(connection, &base, "r".to_owned()).err().expect("must be refused").to_string()
+        };
+        let missing = Connection { ca: Some("/nonexistent/ca.pem".into()), ..Connection::default() };
+        assert!(refusal(&missing).contains("--ca /nonexistent/ca.pem can't be read"));
+        let half = Connection { cert: Some("/x".into()), ..Connection::default() };
+        assert!(refusal(&half).contains("needs both --cert and --key"));
+        let proxy = Connection { proxy: Some("http://me:hunter2@:bad".into()), ..Connection::default() };
+        let text = refusal(&proxy);
+        assert!(text.contains("--proxy is not a URL") && !text.contains("hunter2"), "{text}");
+    }
+}
