@@ -29,4 +29,5 @@ pub mod path;
 pub mod reference;
 pub mod report;
 pub mod source;
+pub mod tree;
 pub mod units;

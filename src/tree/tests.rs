@@ -1,0 +1,96 @@
+use super::*;
+
+fn path(text: &str) -> TreePath {
+    TreePath::clean(text.as_bytes()).expect("valid path")
+}
+
+fn file(size: u64) -> Meta {
+    Meta { kind: NodeKind::File, mode: 0o644, size, ..SKELETON }
+}
+
+fn dir(mode: u32) -> Meta {
+    Meta { mode, ..SKELETON }
+}
+
+fn tree(roots: &[&str]) -> Tree {
+    Tree::new(&Digest::of(b"plan"), roots.iter().map(|root| path(root)), Some(10))
+}
+
+fn names(tree: &Tree, at: &str) -> Vec<String> {
+    let node = tree.find(&path(at)).expect("exists");
+    let children = tree.children(node).expect("complete");
+    children.iter().map(|id| String::from_utf8_lossy(tree.node(*id).name()).into_owned()).collect()
+}
+
+#[test]
+fn the_plan_alone_gives_the_skeleton() {
+    let tree = tree(&["weights/deep/a.bin", "data"]);
+    assert!(tree.find(&path("weights/deep")).is_some());
+    assert_eq!(tree.lookup(NodeId::ROOT, b"data"), Lookup::Needs(vec![Need::Probe(1)]));
+    assert_eq!(tree.lookup(NodeId::ROOT, b"nothing"), Lookup::Missing);
+    let weights = tree.find(&path("weights")).expect("exists");
+    assert!(!tree.is_settled(weights), "its mode is in a tar that nobody has looked at");
+}
+
+#[test]
+fn a_directory_is_complete_when_every_layer_that_holds_it_is_listed() {
+    let mut tree = tree(&[".", "data"]);
+    assert_eq!(tree.children(NodeId::ROOT), Err(vec![Need::Listing(0), Need::Probe(1)]));
+    tree.add_probe(1, [(path("data"), dir(0o700))]);
+    tree.add_listing(0, [(path("top.txt"), file(3))]);
+    assert_eq!(names(&tree, "."), ["Kitfile", "data", "top.txt"]);
+    let data = tree.find(&path("data")).expect("exists");
+    assert_eq!(tree.lookup(data, b"x"), Lookup::Needs(vec![Need::Listing(1)]));
+    tree.add_listing(1, [(path("data"), dir(0o700)), (path("data/x"), file(1))]);
+    assert!(matches!(tree.lookup(data, b"x"), Lookup::Found(_)));
+    assert_eq!(tree.lookup(data, b"y"), Lookup::Missing);
+}
+
+#[test]
+fn the_first_layer_that_names_a_directory_decides_its_mode() {
+    let mut tree = tree(&["d/a", "d/b"]);
+    tree.add_listing(1, [(path("d"), dir(0o700)), (path("d/b"), file(1))]);
+    let d = tree.find(&path("d")).expect("exists");
+    assert_eq!(tree.node(d).meta.mode, 0o700);
+    assert!(!tree.is_settled(d));
+    tree.add_listing(0, [(path("d"), dir(0o750)), (path("d/a"), file(1))]);
+    assert_eq!(tree.node(d).meta.mode, 0o750);
+    assert!(tree.is_settled(d));
+}
+
+#[test]
+fn what_two_layers_claim_stays_with_the_first_and_is_reported() {
+    let mut tree = tree(&["a", "a/b"]);
+    assert!(tree.add_listing(1, [(path("a"), dir(0o755)), (path("a/b"), file(1))]).is_empty());
+    let conflicts = tree.add_listing(0, [(path("a"), file(9))]);
+    assert_eq!(conflicts.len(), 1);
+    assert_eq!(tree.node(tree.find(&path("a")).expect("exists")).meta.kind, NodeKind::Directory);
+    let conflicts = tree.add_listing(0, [(path("Kitfile"), file(9)), (path("Kitfile/x"), file(9))]);
+    assert_eq!(conflicts.len(), 2);
+}
+
+#[test]
+fn inode_numbers_are_the_same_in_whatever_order_names_arrive() {
+    let mut one = tree(&["a", "b"]);
+    one.add_listing(0, [(path("a"), file(1))]);
+    one.add_listing(1, [(path("b"), file(1))]);
+    let mut two = tree(&["a", "b"]);
+    two.add_listing(1, [(path("b"), file(1))]);
+    two.add_listing(0, [(path("a"), file(1))]);
+    let ino = |tree: &Tree, at: &str| tree.node(tree.find(&path(at)).expect("exists")).ino;
+    assert_eq!(ino(&one, "a"), ino(&two, "a"));
+    assert_ne!(ino(&one, "a"), ino(&one, "b"));
+    let other = Tree::new(&Digest::of(b"another plan"), [path("a/x")], None);
+    assert_ne!(ino(&one, "a"), ino(&other, "a"));
+}
+
+#[test]
+fn names_of_two_layers_interleave_in_order() {
+    let mut tree = tree(&["d", "d"]);
+    let even = (0..1000).map(|n| (path(&format!("d/{:04}", n * 2)), file(1)));
+    let odd = (0..1000).map(|n| (path(&format!("d/{:04}/x", n * 2 + 1)), file(1)));
+    assert!(tree.add_listing(0, even).is_empty());
+    assert!(tree.add_listing(1, odd).is_empty());
+    let expected: Vec<_> = (0..2000).map(|n| format!("{n:04}")).collect();
+    assert_eq!(names(&tree, "d"), expected);
+}
