@@ -24,6 +24,7 @@
 pub mod archive;
 pub mod cache;
 pub mod digest;
+pub mod fetch;
 pub mod modelkit;
 pub mod path;
 pub mod reference;

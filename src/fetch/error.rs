@@ -1,0 +1,175 @@
+//! Why content or names could not be had.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::archive::index::IndexError;
+use crate::archive::inflate::InflateError;
+use crate::archive::listing::Contradiction;
+use crate::archive::walker::TarError;
+use crate::cache::CacheError;
+use crate::digest::{Digest, Mismatch};
+use crate::modelkit::error::ModelKitError;
+use crate::path::TreePath;
+use crate::source::SourceError;
+
+/// An error of the fetch layer. It is shared by all who wait for one flight, so it lives in an `Arc` there.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// A source failed, for good or until the deadline.
+    #[error("{what} can't be read")]
+    Source {
+        /// What was asked for: `layer sha256:…`, `manifest sha256:…`, `tag x`.
+        what: String,
+        /// The last source's error.
+        #[source]
+        cause: SourceError,
+    },
+    /// No progress within the deadline.
+    #[error("{what}: no progress for {}; see --read-timeout and --meta-timeout", crate::units::format_duration(*after))]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// The deadline that passed.
+        after: Duration,
+        /// The last source's error, where there was one.
+        #[source]
+        cause: Option<SourceError>,
+    },
+    /// A blob is not what its digest says.
+    #[error("{what} from {source_name}")]
+    Digest {
+        /// What was fetched.
+        what: String,
+        /// The source that gave it.
+        source_name: String,
+        /// Expected and found.
+        #[source]
+        cause: Mismatch,
+    },
+    /// A layer was found to be false before; it stays refused until the next mount.
+    #[error("layer {layer} is refused since it was found to be false: {why}")]
+    Poisoned {
+        /// The layer.
+        layer: Digest,
+        /// What was found.
+        why: String,
+    },
+    /// A layer's archive is broken or hostile.
+    #[error("layer {layer} holds no valid archive")]
+    Archive {
+        /// The layer.
+        layer: Digest,
+        /// Where and how.
+        #[source]
+        cause: ArchiveError,
+    },
+    /// An entry lies outside the path that the Kitfile gives its layer.
+    #[error("layer {layer} holds {path}, which lies outside its path {root}")]
+    OutsideRoot {
+        /// The layer.
+        layer: Digest,
+        /// The entry.
+        path: TreePath,
+        /// Where the layer's entries must lie.
+        root: TreePath,
+    },
+    /// A symbolic link that leads out of the tree.
+    #[error(
+        "layer {layer} holds the symbolic link {path} to {target:?}, which leads out of the kit or may: `..` may stand at its start only"
+    )]
+    LinkLeaves {
+        /// The layer.
+        layer: Digest,
+        /// The link.
+        path: TreePath,
+        /// Its target, lossily decoded.
+        target: String,
+    },
+    /// The verified layer is not what its unverified headers had told.
+    #[error("layer {layer} is not what its listing told: {what}")]
+    ListingDiffers {
+        /// The layer.
+        layer: Digest,
+        /// The first difference.
+        what: String,
+    },
+    /// A manifest, config or reference makes no sense.
+    #[error(transparent)]
+    ModelKit(#[from] ModelKitError),
+    /// The cache's disk failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A tag leads elsewhere than the digest beside it.
+    #[error("{reference} resolves to {found}, not to {expected}: nothing is used; drop the tag or the digest")]
+    TagMoved {
+        /// The reference as written.
+        reference: String,
+        /// The digest in the reference.
+        expected: Digest,
+        /// The digest of the tag.
+        found: Digest,
+    },
+    /// The plan is contradictory: two layers claim one file.
+    #[error("{0}; `kit unpack` refuses such a kit, and so does kitfs")]
+    Conflict(String),
+    /// A part of a layer was asked for without verification, and the layer can't be read in parts.
+    #[error("layer {layer} is compressed, or its server knows no ranges: leave --verify=none out to fetch it whole")]
+    NoRandomAccess {
+        /// The layer.
+        layer: Digest,
+    },
+    /// A task ended without an answer.
+    #[error("{what} was given up: an internal error; please report it with the log")]
+    Lost {
+        /// What it was doing.
+        what: String,
+    },
+    /// What another task found and shares.
+    #[error(transparent)]
+    Shared(#[from] Arc<FetchError>),
+}
+
+/// What can be wrong inside a layer.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The tar is malformed or holds what a kit may not hold.
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    /// The compression is broken or a bomb.
+    #[error(transparent)]
+    Inflate(#[from] InflateError),
+    /// The entries contradict each other.
+    #[error(transparent)]
+    Listing(#[from] Contradiction),
+    /// The index that follows is not valid.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+impl FetchError {
+    /// Whether the network, and not the kit, is at fault: what is known already may stand in.
+    pub fn is_unreachable(&self) -> bool {
+        match self.root() {
+            Self::Timeout { .. } => true,
+            Self::Source { cause, .. } => cause.is_transient(),
+            _ => false,
+        }
+    }
+
+    /// Whether the kit itself makes no sense, so that it should not be mounted at all.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self.root(),
+            Self::OutsideRoot { .. } | Self::LinkLeaves { .. } | Self::Conflict(_) | Self::ModelKit(_)
+        )
+    }
+
+    /// The error behind shared ones.
+    pub fn root(&self) -> &FetchError {
+        match self {
+            Self::Shared(inner) => inner.root(),
+            other => other,
+        }
+    }
+}

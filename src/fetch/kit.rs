@@ -1,0 +1,100 @@
+//! An opened kit: its plan and its layers.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+
+use super::layer::LayerFetch;
+use super::resolve::Resolved;
+use super::{Context, FetchError, Tier};
+use crate::fetch::listing::Probe;
+use crate::tree::{Conflict, Origin, Tree};
+
+/// First reads in flight at once: they are small, and mounting waits for them.
+const PROBES: usize = 32;
+
+/// A kit whose layers can be asked.
+#[derive(Debug)]
+pub struct Kit {
+    /// How the reference was followed, and the plan.
+    pub resolved: Resolved,
+    /// The layers, in the plan's order.
+    pub layers: Vec<Arc<LayerFetch>>,
+}
+
+impl Kit {
+    /// Opens what was resolved. Nothing is fetched.
+    pub fn open(context: &Context, resolved: Resolved) -> Self {
+        let fetch = |layer: &crate::modelkit::Layer| {
+            let sources = resolved.origins.get(layer.kit).map(|origin| origin.sources.clone()).unwrap_or_default();
+            LayerFetch::new(layer.clone(), context.clone(), sources)
+        };
+        let layers = resolved.plan.layers.iter().map(fetch).collect();
+        Self { resolved, layers }
+    }
+
+    /// The plan's names before anything is read.
+    pub fn skeleton(&self) -> Tree {
+        let roots = self.resolved.plan.layers.iter().map(|layer| layer.root.clone());
+        let kitfile = self.resolved.kitfile.as_ref().map(|bytes| bytes.bytes().len() as u64);
+        Tree::new(&self.resolved.digest, roots, kitfile)
+    }
+
+    /// Asks every layer what its root is, all at once, all within the metadata deadline. A layer that can't be asked
+    /// is a warning: the rest of the kit is still of use. A layer that can't be part of a kit, or two that claim one
+    /// file, is an error: `kit unpack` refuses them too.
+    pub async fn probe(&self, context: &Context, tree: &mut Tree) -> Result<Vec<String>, FetchError> {
+        let patience = context.limits.meta_timeout;
+        let deadline = tokio::time::Instant::now() + patience;
+        let asked = self.layers.iter().enumerate().map(|(at, layer)| async move {
+            let answer = tokio::time::timeout_at(deadline, layer.probe()).await.unwrap_or_else(|_| {
+                let what = format!("the first read of layer {}", layer.layer.digest);
+                Err(FetchError::Timeout { what, after: patience, cause: None })
+            });
+            (at, answer)
+        });
+        let mut warnings = Vec::new();
+        let mut answers: Vec<_> = futures_util::stream::iter(asked).buffer_unordered(PROBES).collect().await;
+        answers.sort_by_key(|(at, _)| *at);
+        for (at, answer) in answers {
+            let conflicts = match answer {
+                Ok(Probe::File(listing)) => tree.add_listing(at, listing.metas()),
+                Ok(Probe::Directory(dirs)) => tree.add_probe(at, dirs),
+                Ok(Probe::Unknown) => Vec::new(),
+                Err(error) if error.is_refusal() => return Err(error),
+                Err(error) => {
+                    warnings.push(crate::report::chain(&error));
+                    Vec::new()
+                }
+            };
+            if let Some(conflict) = conflicts.into_iter().next() {
+                return Err(FetchError::Conflict(self.describe(&conflict)));
+            }
+        }
+        Ok(warnings)
+    }
+
+    /// A conflict in words, with the layers' paths and digests.
+    pub fn describe(&self, conflict: &Conflict) -> String {
+        let layer = |at: usize| match self.layers.get(at) {
+            Some(layer) => format!("{} ({})", layer.layer.path, layer.layer.digest),
+            None => format!("layer {at}"),
+        };
+        let first = match conflict.first {
+            Origin::Skeleton => "the path of another layer".to_owned(),
+            Origin::Kitfile => "the Kitfile".to_owned(),
+            Origin::Layer { layer: at, .. } => layer(at as usize),
+        };
+        format!("{} is in {} too, where {first} has it already", conflict.path, layer(conflict.second))
+    }
+
+    /// The least proved of the layers' tiers; a kit without layers is proved by its manifest.
+    pub fn tier(&self) -> Tier {
+        self.layers.iter().map(|layer| layer.tier()).min().unwrap_or(Tier::Derived)
+    }
+
+    /// Bytes of all layers as the manifest states them.
+    pub fn size(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.layer.size).sum()
+    }
+}

@@ -1,0 +1,108 @@
+//! From a reference to verified content: the work between the names of a kit and the bytes of its layers.
+//!
+//! - [`resolve`](mod@resolve): reference → manifest → config → plan, with parents, all by digest.
+//! - [`kit`]: an opened kit: its layers, and what is known of them.
+//! - [`layer`]: one layer: what its root is, what it holds, its content; each a single [`flight`] for all who ask.
+//! - [`listing`]: names and sizes from headers read by range, not yet proved.
+//! - [`fill`]: a whole layer, hashed, inflated, cut into files, kept once its digest holds.
+//! - `staged`: what a fill has written so far, for `--verify=stream`.
+//! - [`transfer`]: ranges with retries, and an ordered stream of several ranges in flight.
+//!
+//! Every wait here has a deadline ([`Limits`]) and every task outlives the reader who started it.
+
+pub mod error;
+pub mod fill;
+pub mod flight;
+pub mod kit;
+pub mod layer;
+pub mod listing;
+pub mod resolve;
+mod staged;
+pub mod transfer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+pub use error::{ArchiveError, FetchError};
+pub use kit::Kit;
+pub use layer::{LayerFetch, Tier};
+pub use resolve::{Access, Request, Resolved, resolve, resolve_digest};
+
+use crate::cache::{Cache, CacheError};
+
+/// Deadlines and parallelism.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// How long content may make no progress before its readers get an error.
+    pub read_timeout: Duration,
+    /// How long names and attributes may take in total.
+    pub meta_timeout: Duration,
+    /// Ranged requests in flight for one layer.
+    pub concurrency: usize,
+    /// The most bytes that a compressed layer may inflate to; `None` stands for max(1 GiB, 64 × its size).
+    pub max_inflated: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            read_timeout: Duration::from_secs(60),
+            meta_timeout: Duration::from_secs(30),
+            // kit's own default for --concurrency.
+            concurrency: 5,
+            max_inflated: None,
+        }
+    }
+}
+
+/// When names and content of a layer that was never hashed here may be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// Names and sizes at once, content when the layer's digest has held.
+    #[default]
+    Strict,
+    /// Content as it arrives. A false layer is found out only at its end; from then on it is refused.
+    Stream,
+    /// Names and sizes too only when the layer's digest has held.
+    Listing,
+}
+
+/// What all kits of a process share.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Where verified bytes are kept.
+    pub cache: Arc<Cache>,
+    /// Deadlines and parallelism.
+    pub limits: Limits,
+    /// What may be served before a digest held.
+    pub verify: Verify,
+    /// Layers that may be fetched whole at the same time.
+    fills: Arc<Semaphore>,
+}
+
+/// So many layers are fetched whole at a time: enough to use a wire and two cores, and it bounds the ranges, windows and
+/// threads that fills hold.
+const FILLS: usize = 4;
+
+impl Context {
+    /// What the kits of a process share.
+    pub fn new(cache: Arc<Cache>, limits: Limits, verify: Verify) -> Self {
+        Self { cache, limits, verify, fills: Arc::new(Semaphore::new(FILLS)) }
+    }
+
+    /// Runs disk work on a blocking thread.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        what: &str,
+        work: impl FnOnce(&Cache) -> Result<T, CacheError> + Send + 'static,
+    ) -> Result<T, FetchError> {
+        let cache = self.cache.clone();
+        match tokio::task::spawn_blocking(move || work(&cache)).await {
+            Ok(outcome) => Ok(outcome?),
+            Err(_) => Err(FetchError::Lost { what: what.to_owned() }),
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Bytes from a source, resumed and retried: ranges, and an ordered stream over several ranges in flight.
+//!
+//! Progress means [`PROGRESS`] bytes or the end of what was asked for: a peer that sends a byte a second makes none.
+//! Without progress for the read timeout a transfer ends in [`FetchError::Timeout`] or in its source's last error.
+
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::{FetchError, Limits};
+use crate::digest::Unverified;
+use crate::source::{BlobId, Source, SourceError};
+
+/// So many bytes count as progress (design section 5: at least 64 KiB in 10 s).
+const PROGRESS: u64 = 64 << 10;
+/// One ranged request of an ordered stream: from 4 to 16 MiB is where registries are fastest.
+const RANGE: u64 = 8 << 20;
+/// How often a small request is made before its error is told: over a hiccup, not over an outage.
+const ATTEMPTS: u32 = 4;
+/// The longest a server may put us off with `Retry-After`.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// One source of one blob, with the limits that hold for it.
+#[derive(Debug, Clone)]
+pub struct Transfer {
+    /// Where from.
+    pub source: Arc<dyn Source>,
+    /// Which blob.
+    pub blob: BlobId,
+    /// Deadlines and parallelism.
+    pub limits: Limits,
+    /// Counts bytes as they arrive: the sign of life for those who wait.
+    pub received: watch::Sender<u64>,
+}
+
+impl Transfer {
+    /// All bytes of a range.
+    pub async fn range(&self, range: Range<u64>) -> Result<Vec<Unverified>, FetchError> {
+        let mut pieces = Vec::new();
+        let mut received = 0;
+        let mut pause = Pause::new(self.limits.read_timeout);
+        let mut counted = 0;
+        loop {
+            let rest = range.start + received..range.end;
+            let Err(error) = self.read_into(rest, &mut pieces, &mut received).await else { return Ok(pieces) };
+            if received - counted >= PROGRESS {
+                counted = received;
+                pause.reset();
+            }
+            pause.before_retry(error).await.map_err(|end| self.failed(end))?;
+        }
+    }
+
+    /// The first `len` bytes. A server that ignores ranges is cut off after them.
+    pub async fn head(&self, len: u64) -> Result<Vec<u8>, FetchError> {
+        let pieces = match self.range(0..len).await {
+            Err(FetchError::Source { cause: SourceError::RangeIgnored { .. }, .. }) => {
+                let mut pieces = Vec::new();
+                let mut stream = self.clone().sequential();
+                let mut received = 0;
+                while received < len {
+                    let Some(piece) = stream.try_next().await? else { break };
+                    received += piece.len() as u64;
+                    pieces.push(piece);
+                }
+                pieces
+            }
+            other => other?,
+        };
+        let mut bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.peek().iter().copied()).collect();
+        bytes.truncate(len as usize);
+        Ok(bytes)
+    }
+
+    async fn read_into(
+        &self,
+        range: Range<u64>,
+        pieces: &mut Vec<Unverified>,
+        received: &mut u64,
+    ) -> Result<(), SourceError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let mut stream = self.source.blob(&self.blob, range).await?;
+        while let Some(piece) = stream.try_next().await? {
+            *received += piece.len() as u64;
+            self.received.send_modify(|all| *all += piece.len() as u64);
+            pieces.push(piece);
+        }
+        Ok(())
+    }
+
+    /// The whole blob in order, over several ranges in flight. A server that ignores ranges is read in one go.
+    pub fn ordered(&self) -> BoxStream<'static, Result<Unverified, FetchError>> {
+        let this = self.clone();
+        let size = self.blob.size;
+        let first = 0..size.min(RANGE);
+        if first.is_empty() {
+            return stream::empty().boxed();
+        }
+        // The first range decides whether the rest can go by ranges.
+        let head = async move {
+            match this.range(first.clone()).await {
+                Ok(pieces) => {
+                    let head = stream::iter(pieces.into_iter().map(Ok));
+                    head.chain(this.ranges(first.end..size)).boxed()
+                }
+                Err(FetchError::Source { cause: SourceError::RangeIgnored { .. }, .. }) => this.sequential(),
+                Err(error) => stream::once(async move { Err(error) }).boxed(),
+            }
+        };
+        stream::once(head).flatten().boxed()
+    }
+
+    fn ranges(self, all: Range<u64>) -> impl futures_util::Stream<Item = Result<Unverified, FetchError>> + Send {
+        let concurrency = self.limits.concurrency.max(1);
+        let starts = (all.start..all.end).step_by(RANGE as usize);
+        let requests = starts.map(move |start| {
+            let this = self.clone();
+            // A task of its own, so that a range goes on while those who take the bytes are busy.
+            let range = start..all.end.min(start + RANGE);
+            Task(tokio::spawn(async move { this.range(range).await })).join()
+        });
+        stream::iter(requests)
+            .buffered(concurrency)
+            .map_ok(|pieces| stream::iter(pieces.into_iter().map(Ok::<_, FetchError>)))
+            .try_flatten()
+    }
+
+    /// One request for the whole blob; after a break it starts again and drops what is there already.
+    fn sequential(self) -> BoxStream<'static, Result<Unverified, FetchError>> {
+        struct State {
+            transfer: Transfer,
+            open: Option<crate::source::ByteStream>,
+            delivered: u64,
+            skip: u64,
+            counted: u64,
+            pause: Pause,
+        }
+        let pause = Pause::new(self.limits.read_timeout);
+        let state = State { transfer: self, open: None, delivered: 0, skip: 0, counted: 0, pause };
+        stream::try_unfold(state, |mut state| async move {
+            loop {
+                let size = state.transfer.blob.size;
+                if state.delivered == size {
+                    return Ok(None);
+                }
+                let next = match &mut state.open {
+                    Some(open) => open.try_next().await,
+                    None => {
+                        state.skip = state.delivered;
+                        match state.transfer.source.blob(&state.transfer.blob, 0..size).await {
+                            Ok(open) => {
+                                state.open = Some(open);
+                                continue;
+                            }
+                            Err(error) => Err(error),
+                        }
+                    }
+                };
+                match next {
+                    Ok(Some(piece)) => {
+                        state.transfer.received.send_modify(|all| *all += piece.len() as u64);
+                        let skipped = state.skip.min(piece.len() as u64);
+                        state.skip -= skipped;
+                        if skipped < piece.len() as u64 {
+                            let rest = Unverified::new(piece.peek().slice(skipped as usize..));
+                            state.delivered += rest.len() as u64;
+                            return Ok(Some((rest, state)));
+                        }
+                    }
+                    Ok(None) => {
+                        // A source ends its stream with the range or with an error; this one did neither.
+                        let source_name = state.transfer.source.name();
+                        let what = format!("the stream ended after {} of {size} bytes", state.delivered);
+                        state.open = None;
+                        let error = SourceError::Transport { source_name, what, cause: None };
+                        state.pause.before_retry(error).await.map_err(|end| state.transfer.failed(end))?;
+                    }
+                    Err(error) => {
+                        state.open = None;
+                        if state.delivered - state.counted >= PROGRESS {
+                            state.counted = state.delivered;
+                            state.pause.reset();
+                        }
+                        state.pause.before_retry(error).await.map_err(|end| state.transfer.failed(end))?;
+                    }
+                }
+            }
+        })
+        .boxed()
+    }
+
+    fn failed(&self, end: GivenUp) -> FetchError {
+        end.into_error(format!("layer {}", self.blob.digest))
+    }
+}
+
+/// A task that ends with who waits for it.
+struct Task(JoinHandle<Result<Vec<Unverified>, FetchError>>);
+
+impl Task {
+    async fn join(mut self) -> Result<Vec<Unverified>, FetchError> {
+        let lost = |_| Err(FetchError::Lost { what: "a range".to_owned() });
+        (&mut self.0).await.unwrap_or_else(lost)
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Tries `ask` up to [`ATTEMPTS`] times while that may help, for `deadline` in total; `what` names it in errors. For
+/// manifests and tags, where a person waits for the answer.
+pub async fn retried<T, F>(what: &str, deadline: Duration, mut ask: impl FnMut() -> F) -> Result<T, FetchError>
+where
+    F: Future<Output = Result<T, SourceError>>,
+{
+    let mut pause = Pause { attempts: ATTEMPTS, ..Pause::new(deadline) };
+    let attempts = async {
+        loop {
+            match ask().await {
+                Ok(value) => return Ok(value),
+                Err(error) => pause.before_retry(error).await?,
+            }
+        }
+    };
+    match tokio::time::timeout(deadline, attempts).await {
+        Ok(outcome) => outcome.map_err(|end: GivenUp| end.into_error(what.to_owned())),
+        Err(_) => Err(FetchError::Timeout { what: what.to_owned(), after: deadline, cause: None }),
+    }
+}
+
+/// The pauses between attempts: exponential with full jitter, within a deadline that progress moves.
+struct Pause {
+    attempts: u32,
+    patience: Duration,
+    since: Instant,
+    backoff: backon::ExponentialBackoff,
+}
+
+/// Why there is no further attempt.
+struct GivenUp {
+    cause: SourceError,
+    /// The deadline that would pass; `None` where trying again can't help.
+    deadline: Option<Duration>,
+}
+
+impl Pause {
+    fn new(patience: Duration) -> Self {
+        Self { attempts: u32::MAX, patience, since: Instant::now(), backoff: Self::backoff() }
+    }
+
+    fn backoff() -> backon::ExponentialBackoff {
+        // From 100 ms, doubled with jitter to 10 s: quick over a hiccup, gentle on a registry that is down.
+        ExponentialBuilder::default()
+            .with_jitter()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(10))
+            .without_max_times()
+            .build()
+    }
+
+    fn reset(&mut self) {
+        *self = Self::new(self.patience);
+    }
+
+    async fn before_retry(&mut self, error: SourceError) -> Result<(), GivenUp> {
+        self.attempts -= 1;
+        if !error.is_transient() || self.attempts == 0 {
+            return Err(GivenUp { cause: error, deadline: None });
+        }
+        let asked = match &error {
+            SourceError::Status { retry_after, .. } => retry_after.map(|delay| delay.min(LONGEST_PAUSE)),
+            _ => None,
+        };
+        let delay = asked.or_else(|| self.backoff.next()).unwrap_or(LONGEST_PAUSE);
+        if self.since.elapsed() + delay >= self.patience {
+            return Err(GivenUp { cause: error, deadline: Some(self.patience) });
+        }
+        tracing::debug!(%error, ?delay, "trying again");
+        tokio::time::sleep(delay).await;
+        Ok(())
+    }
+}
+
+impl GivenUp {
+    fn into_error(self, what: String) -> FetchError {
+        match self.deadline {
+            Some(after) => FetchError::Timeout { what, after, cause: Some(self.cause) },
+            None => FetchError::Source { what, cause: self.cause },
+        }
+    }
+}
