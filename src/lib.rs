@@ -25,6 +25,7 @@ pub mod archive;
 pub mod cache;
 pub mod digest;
 pub mod fetch;
+pub mod fs;
 pub mod modelkit;
 pub mod path;
 pub mod reference;

@@ -1,0 +1,489 @@
+//! The file system: what lookup, getattr, readdir, open and read answer. Knows nothing of FUSE.
+//!
+//! No method blocks a thread: it answers from memory or awaits. Waits for names end at the metadata deadline, in total;
+//! waits for content when it makes no progress. Reads answer in full up to the end of the file, or with an error.
+//!
+//! Locks, none held across an await, none taken while another is held: `tree` is read by every operation and written
+//! when a layer becomes known; `objects` is touched for a look or an insert.
+
+mod error;
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use lru::LruCache;
+
+pub use error::FsError;
+
+use crate::archive::EntryKind;
+use crate::cache::Object;
+use crate::digest::Verified;
+use crate::fetch::layer::RowContent;
+use crate::fetch::listing::{Listing, Probe};
+use crate::fetch::{Context, FetchError, Kit, Tier, Verify};
+use crate::path::TreePath;
+pub use crate::tree::NodeKind;
+use crate::tree::{Conflict, Lookup, Meta, Need, NodeId, Origin, ROOT_INO, Tree};
+
+/// How long the kernel may keep what it was told of names below the root: they never change.
+const LONG_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Open objects kept at hand: well below the usual limit of 1,024 descriptors a process.
+const OPEN_OBJECTS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// Contradictions that are kept and logged; a hostile kit has as many as entries.
+const CONFLICTS: usize = 100;
+/// Directory entries answered at once: more than fit into one reply of the kernel's.
+const BATCH: usize = 256;
+/// The block size that `statfs` counts in, and the longest name.
+const BLOCK: u64 = 4096;
+
+/// An inode number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ino(pub u64);
+
+impl Ino {
+    /// The root directory.
+    pub const ROOT: Self = Self(ROOT_INO);
+}
+
+/// Attributes of a file, directory or link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attr {
+    /// The inode number.
+    pub ino: Ino,
+    /// File, directory or link.
+    pub kind: NodeKind,
+    /// Bytes of content.
+    pub size: u64,
+    /// Permission bits, `& 0o7777`.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Seconds since the epoch.
+    pub mtime: i64,
+    /// Link count.
+    pub nlink: u32,
+    /// How long this may be kept.
+    pub ttl: Duration,
+}
+
+/// One name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Attributes of what the name stands for.
+    pub attr: Attr,
+    /// The name, `.` and `..` included.
+    pub name: Vec<u8>,
+    /// The offset to go on from after this entry.
+    pub next: u64,
+}
+
+/// What a read answers: always as much as was asked for, up to the end of the file.
+#[derive(Debug, Clone)]
+pub enum ReadReply {
+    /// Nothing: the read starts at or behind the end.
+    End,
+    /// Verified bytes in memory.
+    Memory(Verified),
+    /// Bytes of a verified object.
+    Object {
+        /// The object.
+        object: Object,
+        /// Where in it.
+        offset: u64,
+        /// How many bytes.
+        len: usize,
+    },
+    /// Bytes that no digest covers yet, which only [`Verify::Stream`] gives.
+    Staged {
+        /// The file that stages them.
+        file: Arc<File>,
+        /// Where in it.
+        offset: u64,
+        /// How many bytes.
+        len: usize,
+    },
+}
+
+/// How a file was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// The handle.
+    pub handle: u64,
+    /// Whether what the kernel has cached of it stays valid.
+    pub keep_cache: bool,
+    /// Whether the kernel must not cache it.
+    pub direct_io: bool,
+}
+
+/// What `statfs` tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Statfs {
+    /// Blocks in total.
+    pub blocks: u64,
+    /// Free blocks: none.
+    pub bfree: u64,
+    /// Blocks for users: none.
+    pub bavail: u64,
+    /// Nodes known so far.
+    pub files: u64,
+    /// Free nodes: none.
+    pub ffree: u64,
+    /// Bytes of a block.
+    pub bsize: u32,
+    /// The longest name.
+    pub namelen: u32,
+}
+
+/// Who owns the files and which modes they show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ownership {
+    /// Owner of everything, unless `from_kit`.
+    pub uid: u32,
+    /// Group of everything, unless `from_kit`.
+    pub gid: u32,
+    /// Permission bits of files instead of the kit's.
+    pub file_mode: Option<u32>,
+    /// Permission bits of directories instead of the kit's.
+    pub dir_mode: Option<u32>,
+    /// Show the owners that the archives state.
+    pub from_kit: bool,
+    /// Others may look: files get `a+r`, directories `a+rx`, unless a mode is given.
+    pub for_others: bool,
+}
+
+/// A mounted kit.
+#[derive(Debug)]
+pub struct Fs {
+    kit: Kit,
+    context: Context,
+    ownership: Ownership,
+    tree: RwLock<Tree>,
+    objects: Mutex<LruCache<(u32, u32), Object>>,
+    conflicts: Mutex<Vec<String>>,
+}
+
+impl Fs {
+    /// Serves a kit whose layers have been probed into `tree`.
+    pub fn new(kit: Kit, context: Context, tree: Tree, ownership: Ownership) -> Self {
+        Self {
+            kit,
+            context,
+            ownership,
+            tree: RwLock::new(tree),
+            objects: Mutex::new(LruCache::new(OPEN_OBJECTS)),
+            conflicts: Mutex::default(),
+        }
+    }
+
+    /// The kit that is served.
+    pub fn kit(&self) -> &Kit {
+        &self.kit
+    }
+
+    /// Contradictions between layers that were found while listing them, in words: the first hundred.
+    pub fn conflicts(&self) -> Vec<String> {
+        self.conflicts.lock().unwrap_or_else(|held| held.into_inner()).clone()
+    }
+
+    fn tree(&self) -> RwLockReadGuard<'_, Tree> {
+        self.tree.read().unwrap_or_else(|held| held.into_inner())
+    }
+
+    fn node(&self, ino: Ino) -> Result<(NodeId, Meta, Origin), FsError> {
+        let tree = self.tree();
+        let id = tree.by_ino(ino.0).ok_or(FsError::Stale)?;
+        let node = tree.node(id);
+        Ok((id, node.meta.clone(), node.origin))
+    }
+
+    fn directory(&self, ino: Ino) -> Result<NodeId, FsError> {
+        match self.node(ino)? {
+            (id, Meta { kind: NodeKind::Directory, .. }, _) => Ok(id),
+            _ => Err(FsError::NotDirectory),
+        }
+    }
+
+    /// A node's path, for messages.
+    pub fn path(&self, ino: Ino) -> Option<TreePath> {
+        let tree = self.tree();
+        tree.by_ino(ino.0).map(|id| tree.path(id))
+    }
+
+    /// Finds a name in a directory.
+    pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, FsError> {
+        let dir = self.directory(parent)?;
+        self.until_known(|tree| match tree.lookup(dir, name) {
+            Lookup::Found(id) => Ok(Ok(self.attr_of(tree, id))),
+            Lookup::Missing => Ok(Err(FsError::NotFound)),
+            Lookup::Needs(needs) => Err(needs),
+        })
+        .await?
+    }
+
+    /// Attributes of a node.
+    pub async fn getattr(&self, ino: Ino) -> Result<Attr, FsError> {
+        let tree = self.tree();
+        let id = tree.by_ino(ino.0).ok_or(FsError::Stale)?;
+        Ok(self.attr_of(&tree, id))
+    }
+
+    /// Opens a directory.
+    pub async fn opendir(&self, ino: Ino) -> Result<u64, FsError> {
+        self.directory(ino).map(|_| 0)
+    }
+
+    /// Ends what [`Fs::opendir`] began. Handles carry no state yet.
+    pub fn releasedir(&self, _handle: u64) {}
+
+    /// Entries of a directory after `offset`; none at its end.
+    pub async fn readdir(&self, ino: Ino, _handle: u64, offset: u64) -> Result<Vec<DirEntry>, FsError> {
+        let dir = self.directory(ino)?;
+        self.until_known(|tree| {
+            let children = tree.children(dir)?;
+            let dots = [(&b"."[..], dir), (&b".."[..], tree.node(dir).parent())];
+            let start = usize::try_from(offset).unwrap_or(usize::MAX);
+            let rest = children.get(start.saturating_sub(dots.len())..).unwrap_or_default();
+            let named = rest.iter().map(|id| (tree.node(*id).name(), *id));
+            let numbered = dots.into_iter().skip(start).chain(named).zip(offset + 1..);
+            let entry = |((name, id), next): ((&[u8], NodeId), u64)| DirEntry {
+                attr: self.attr_of(tree, id),
+                name: name.to_vec(),
+                next,
+            };
+            Ok(numbered.take(BATCH).map(entry).collect())
+        })
+        .await
+    }
+
+    /// Entries of a directory as far as they are known by now, without `.` and `..`: for a look ahead, which fetches
+    /// nothing. A file system that is served answers by [`Fs::readdir`].
+    pub fn known_entries(&self, ino: Ino) -> Result<Vec<DirEntry>, FsError> {
+        let dir = self.directory(ino)?;
+        let tree = self.tree();
+        let entry =
+            |id: &NodeId| DirEntry { attr: self.attr_of(&tree, *id), name: tree.node(*id).name().to_vec(), next: 0 };
+        Ok(tree.known_children(dir).iter().map(entry).collect())
+    }
+
+    /// The target of a symbolic link.
+    pub async fn readlink(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
+        let (_, _, Origin::Layer { layer, entry }) = self.node(ino)? else { return Err(FsError::NotLink) };
+        let layer = &self.kit.layers[layer as usize];
+        let listing = self.in_time(layer.listing()).await?;
+        match listing.rows.get(entry as usize).map(|(_, entry)| &entry.kind) {
+            Some(EntryKind::Symlink(target)) => Ok(target.clone()),
+            Some(EntryKind::File | EntryKind::Directory) | None => Err(FsError::NotLink),
+        }
+    }
+
+    /// Opens a file for reading.
+    pub async fn open(&self, ino: Ino) -> Result<Opened, FsError> {
+        let (_, meta, origin) = self.node(ino)?;
+        if meta.kind == NodeKind::Directory {
+            return Err(FsError::IsDirectory);
+        }
+        let streaming = match origin {
+            Origin::Layer { layer, .. } => {
+                self.context.verify == Verify::Stream && self.kit.layers[layer as usize].tier() == Tier::Provisional
+            }
+            Origin::Skeleton | Origin::Kitfile => false,
+        };
+        Ok(Opened { handle: 0, keep_cache: !streaming, direct_io: streaming })
+    }
+
+    /// Ends what [`Fs::open`] began. Handles carry no state yet.
+    pub fn release(&self, _ino: Ino, _handle: u64) {}
+
+    /// The kernel has forgotten a node. Nodes live as long as their tree.
+    pub fn forget(&self, _ino: Ino, _lookups: u64) {}
+
+    /// Bytes of a file: all that were asked for, up to its end, and only verified ones (but see [`Verify::Stream`]).
+    pub async fn read(&self, ino: Ino, _handle: u64, offset: u64, len: usize) -> Result<ReadReply, FsError> {
+        let (_, meta, origin) = self.node(ino)?;
+        if meta.kind == NodeKind::Directory {
+            return Err(FsError::IsDirectory);
+        }
+        let end = offset.saturating_add(len as u64).min(meta.size);
+        let Some(len) = end.checked_sub(offset).filter(|len| *len > 0) else {
+            return Ok(ReadReply::End);
+        };
+        let len = usize::try_from(len).map_err(|_| FsError::TooLong)?;
+        match origin {
+            Origin::Skeleton => Err(FsError::IsDirectory),
+            Origin::Kitfile => {
+                let kitfile = self.kit.resolved.kitfile.as_ref().ok_or(FsError::Stale)?;
+                Ok(ReadReply::Memory(kitfile.slice(offset as usize..end as usize)))
+            }
+            Origin::Layer { layer, entry } => self.read_layer((layer, entry), offset, len).await,
+        }
+    }
+
+    async fn read_layer(&self, at: (u32, u32), offset: u64, len: usize) -> Result<ReadReply, FsError> {
+        let open = self.objects.lock().unwrap_or_else(|held| held.into_inner()).get(&at).cloned();
+        if let Some(object) = open {
+            return Ok(ReadReply::Object { object, offset, len });
+        }
+        let layer = &self.kit.layers[at.0 as usize];
+        loop {
+            match layer.content(at.1 as usize, offset + len as u64).await? {
+                RowContent::Object(object) => {
+                    self.objects.lock().unwrap_or_else(|held| held.into_inner()).put(at, object.clone());
+                    return Ok(ReadReply::Object { object, offset, len });
+                }
+                RowContent::Staged(path) => {
+                    let opened = tokio::task::spawn_blocking(move || File::open(path)).await;
+                    match opened.map_err(|_| FetchError::Lost { what: "a staged file".to_owned() })? {
+                        Ok(file) => return Ok(ReadReply::Staged { file: Arc::new(file), offset, len }),
+                        // The fill ended in between: the next look finds what it came to.
+                        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                        Err(cause) => return Err(FsError::Disk { cause }),
+                    }
+                }
+            }
+        }
+    }
+
+    /// An extended attribute: of the root its reference and digest, of a file where it comes from and how far it is
+    /// proved.
+    pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        let (id, meta, origin) = self.node(ino)?;
+        let resolved = &self.kit.resolved;
+        let text = match (origin, meta.kind) {
+            _ if id == NodeId::ROOT => match name {
+                b"user.kitfs.reference" => resolved.reference.to_string(),
+                b"user.kitfs.digest" => resolved.digest.to_string(),
+                _ => return Err(FsError::NoAttribute),
+            },
+            (Origin::Layer { layer, entry }, NodeKind::File) => {
+                let (layer, row) = (&self.kit.layers[layer as usize], entry as usize);
+                match name {
+                    b"user.kitfs.layer" => layer.layer.digest.to_string(),
+                    b"user.kitfs.trust" => layer.tier().to_string(),
+                    b"user.kitfs.cached" => if layer.is_cached(row).await? { "yes" } else { "no" }.to_owned(),
+                    // Known only once the layer has been verified.
+                    b"user.kitfs.digest" => {
+                        let object = layer.index().and_then(|index| index.head().row(row)?.object());
+                        object.ok_or(FsError::NoAttribute)?.to_string()
+                    }
+                    _ => return Err(FsError::NoAttribute),
+                }
+            }
+            _ => return Err(FsError::NoAttribute),
+        };
+        Ok(text.into_bytes())
+    }
+
+    /// The names of a node's extended attributes.
+    pub async fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
+        let (id, meta, origin) = self.node(ino)?;
+        let mut names: Vec<&str> = match (origin, meta.kind) {
+            _ if id == NodeId::ROOT => vec!["user.kitfs.reference", "user.kitfs.digest"],
+            (Origin::Layer { .. }, NodeKind::File) => vec!["user.kitfs.layer", "user.kitfs.trust", "user.kitfs.cached"],
+            _ => Vec::new(),
+        };
+        if let (Origin::Layer { layer, .. }, NodeKind::File) = (origin, meta.kind)
+            && self.kit.layers[layer as usize].index().is_some()
+        {
+            names.push("user.kitfs.digest");
+        }
+        Ok(names.into_iter().map(|name| name.as_bytes().to_vec()).collect())
+    }
+
+    /// The size of the kit; nothing is free.
+    pub fn statfs(&self) -> Statfs {
+        let files = self.tree().len() as u64;
+        let blocks = self.kit.size().div_ceil(BLOCK);
+        Statfs { blocks, bfree: 0, bavail: 0, files, ffree: 0, bsize: BLOCK as u32, namelen: 255 }
+    }
+
+    fn attr_of(&self, tree: &Tree, id: NodeId) -> Attr {
+        let node = tree.node(id);
+        let Meta { kind, mode, uid, gid, mtime, size } = node.meta;
+        let who = &self.ownership;
+        let others = if who.for_others { 0o444 } else { 0 };
+        let mode = match kind {
+            NodeKind::File => who.file_mode.unwrap_or(mode | others),
+            NodeKind::Directory => who.dir_mode.unwrap_or(mode | others | others >> 2),
+            NodeKind::Symlink => 0o777,
+        };
+        let (uid, gid) = if who.from_kit { (uid, gid) } else { (who.uid, who.gid) };
+        // Names in the root are those that a switch to another kit changes.
+        let fixed = tree.is_settled(id) && id != NodeId::ROOT && node.parent() != NodeId::ROOT;
+        let ttl = if fixed { LONG_TTL } else { Duration::ZERO };
+        let nlink = if kind == NodeKind::Directory { 2 } else { 1 };
+        Attr { ino: Ino(node.ino), kind, size, mode, uid, gid, mtime, nlink, ttl }
+    }
+
+    /// Answers a question to the tree, learning what it needs first, within the metadata deadline in total.
+    async fn until_known<T>(&self, ask: impl Fn(&Tree) -> Result<T, Vec<Need>>) -> Result<T, FsError> {
+        let answered = async {
+            loop {
+                let needs = match ask(&self.tree()) {
+                    Ok(answer) => return Ok(answer),
+                    Err(needs) => needs,
+                };
+                futures_util::future::try_join_all(needs.into_iter().map(|need| self.learn(need))).await?;
+            }
+        };
+        self.in_time(answered).await
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, FetchError>>) -> Result<T, FsError> {
+        let after = self.context.limits.meta_timeout;
+        match tokio::time::timeout(after, work).await {
+            Ok(outcome) => Ok(outcome?),
+            Err(_) => {
+                let what = "the listing that this name waits for".to_owned();
+                Err(FetchError::Timeout { what, after, cause: None }.into())
+            }
+        }
+    }
+
+    /// Adds what a layer can tell to the tree.
+    async fn learn(&self, need: Need) -> Result<(), FetchError> {
+        let at = match need {
+            Need::Probe(at) | Need::Listing(at) => at,
+        };
+        let layer = &self.kit.layers[at];
+        if let Need::Probe(_) = need {
+            match layer.probe().await? {
+                Probe::File(listing) => return self.add_listing(at, &listing),
+                Probe::Directory(dirs) => {
+                    let conflicts = self.tree.write().unwrap_or_else(|held| held.into_inner()).add_probe(at, dirs);
+                    self.report(conflicts);
+                    return Ok(());
+                }
+                Probe::Unknown => {}
+            }
+        }
+        self.add_listing(at, &*layer.listing().await?)
+    }
+
+    fn add_listing(&self, at: usize, listing: &Listing) -> Result<(), FetchError> {
+        let mut tree = self.tree.write().unwrap_or_else(|held| held.into_inner());
+        if !tree.is_listed(at) {
+            let conflicts = tree.add_listing(at, listing.metas());
+            drop(tree);
+            self.report(conflicts);
+        }
+        Ok(())
+    }
+
+    fn report(&self, conflicts: Vec<Conflict>) {
+        let mut kept = self.conflicts.lock().unwrap_or_else(|held| held.into_inner());
+        let room = CONFLICTS.saturating_sub(kept.len());
+        let more = conflicts.len().saturating_sub(room);
+        for conflict in conflicts.into_iter().take(room) {
+            let text = self.kit.describe(&conflict);
+            tracing::error!("{text}");
+            kept.push(text);
+        }
+        if more > 0 {
+            tracing::error!(more, "more paths are in two layers");
+        }
+    }
+}
