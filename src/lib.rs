@@ -26,6 +26,7 @@ pub mod cache;
 pub mod digest;
 pub mod fetch;
 pub mod fs;
+pub mod fuse;
 pub mod modelkit;
 pub mod path;
 pub mod reference;

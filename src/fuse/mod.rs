@@ -1,0 +1,133 @@
+//! The adapter: fuser ↔ [`crate::fs`]. The only module that knows fuser.
+//!
+//! Methods translate and never decide. Invariants:
+//! - An event thread never waits for the network or a disk. A request's future is polled once where it arrived; what is
+//!   not ready then moves with its reply to the runtime. See `disk` for the bytes of objects.
+//! - Every request is answered once. A reply that is dropped, by a panic or a runtime that has shut down, answers EIO
+//!   (fuser sees to that), and a panic is caught here, so that it ends one request and not the event loop.
+//! - A read is answered in full or with an error: a short reply before the end would shrink the file in the kernel.
+//! - Errors are logged here, once, with operation, path and causes. ENOENT and ENODATA are answers, not errors.
+//!
+//! Who may enter is for the kernel to say (`default_permissions`, `allow_other`); fuser's own check stays off.
+
+mod disk;
+mod requests;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use tokio::runtime::Handle;
+
+use crate::fs::{Fs, FsError, Ino};
+
+/// Threads that take requests from the kernel. They only translate and copy, and more of them measured as noise.
+const EVENT_THREADS: usize = 2;
+
+/// A FUSE connection whose handshake is done.
+pub struct Session(fuser::Session<Adapter>);
+
+/// How a session came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The file system was unmounted and nothing holds it any more.
+    Unmounted,
+    /// The connection was aborted under the mount: what is mounted, if anything still is, is dead.
+    Aborted,
+}
+
+impl Session {
+    /// Takes the FUSE device of a mount that was just made, and agrees with the kernel on how to speak.
+    ///
+    /// Reads the kernel's first request, so it belongs on a thread that may wait.
+    pub fn handshake(fs: Arc<Fs>, runtime: Handle, device: OwnedFd) -> io::Result<Self> {
+        let mut config = fuser::Config::default();
+        config.n_threads = Some(EVENT_THREADS);
+        let disk = disk::Disk::new(runtime.clone());
+        // fuser would mount and unmount by itself too, but its check before unmounting is inverted and can remove
+        // somebody else's file system; a session on a descriptor never unmounts.
+        fuser::Session::from_fd(Adapter { fs, runtime, disk }, device, fuser::SessionACL::All, config).map(Self)
+    }
+
+    /// Serves requests until the connection ends.
+    pub fn run(self) -> io::Result<Ended> {
+        match self.0.run() {
+            Ok(()) => Ok(Ended::Unmounted),
+            Err(cause) if cause.raw_os_error() == Some(rustix::io::Errno::CONNABORTED.raw_os_error()) => {
+                Ok(Ended::Aborted)
+            }
+            Err(cause) => Err(cause),
+        }
+    }
+}
+
+struct Adapter {
+    fs: Arc<Fs>,
+    runtime: Handle,
+    disk: Arc<disk::Disk>,
+}
+
+impl Adapter {
+    /// Answers a request: now if its work is ready, else from the runtime.
+    fn answer<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, fuser::Errno>> + Send + 'static,
+        reply: impl FnOnce(Result<T, fuser::Errno>) + Send + 'static,
+    ) {
+        guard(operation, || {
+            // Timers and channels of tokio need its context even for a first poll.
+            let _context = self.runtime.enter();
+            let mut work = Box::pin(work);
+            match work.as_mut().now_or_never() {
+                Some(result) => reply(result),
+                // A panic in a task stays in the task and drops the reply with it.
+                None => drop(self.runtime.spawn(async move { reply(work.await) })),
+            }
+        });
+    }
+}
+
+/// Runs one callback; a panic in it must not end the event loop. The reply it held has then answered EIO.
+fn guard(operation: &'static str, callback: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(callback)).is_err() {
+        tracing::error!(
+            operation,
+            "a bug in kitfs: the operation panicked and was answered with EIO; please report it"
+        );
+    }
+}
+
+/// Logs why a request failed and says what the kernel is told. `name` is a name in the node, or empty.
+fn refusal(fs: &Fs, operation: &'static str, node: u64, name: &[u8], error: &FsError) -> fuser::Errno {
+    use rustix::io::Errno;
+    let errno = error.errno();
+    let mut path = fs.path(Ino(node)).map_or_else(|| format!("inode {node}"), |path| path.to_string());
+    if !name.is_empty() {
+        path = format!("{path}/{}", String::from_utf8_lossy(name));
+    }
+    let reason = crate::report::chain(error);
+    if matches!(errno, Errno::NOENT | Errno::NODATA) {
+        tracing::trace!(operation, path, %errno, "{reason}");
+    } else {
+        tracing::error!(operation, path, %errno, "{reason}");
+    }
+    fuser::Errno::from_i32(errno.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_in_a_callback_ends_there() {
+        let mut ran = false;
+        guard("test", || {
+            ran = true;
+            panic!("the callback's panic");
+        });
+        assert!(ran);
+    }
+}
