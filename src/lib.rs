@@ -28,6 +28,7 @@ pub mod fetch;
 pub mod fs;
 pub mod fuse;
 pub mod modelkit;
+pub mod mount;
 pub mod path;
 pub mod reference;
 pub mod report;
