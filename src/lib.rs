@@ -23,6 +23,7 @@
 
 pub mod archive;
 pub mod cache;
+pub mod cli;
 pub mod digest;
 pub mod fetch;
 pub mod fs;

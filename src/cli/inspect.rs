@@ -1,0 +1,265 @@
+//! `kitfs inspect`: what a kit consists of, without a mount and without its layers.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::kits::{self, KitArgs};
+use super::options::{JsonArgs, LookVerifyArgs, ProgressArgs};
+use super::output::{Output, printable};
+use super::progress::Progress;
+use super::{Failure, ls, served, walk};
+use crate::fetch::{Context, Kit, LayerFetch, Resolved};
+use crate::fs::{Attr, Fs};
+use crate::path::TreePath;
+use crate::reference::Reference;
+use crate::units::format_size;
+
+/// Shows what a kit consists of: its entries with layers, sizes and trust
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "kitfs inspect [OPTIONS] <REF> [PATH]",
+    after_help = "\
+Examples:
+  kitfs inspect ghcr.io/team/llama:8b
+  kitfs inspect llama:8b weights/a.gguf      the entry that holds a file, and the file
+  kitfs inspect llama:8b --manifest | sha256sum"
+)]
+pub(super) struct Inspect {
+    /// The kit
+    #[arg(value_name = "REF")]
+    reference: Reference,
+    /// A file or directory of it
+    #[arg(value_name = "PATH", value_parser = walk::parse_path)]
+    path: Option<TreePath>,
+    /// Print the manifest, byte for byte
+    #[arg(long, group = "document", conflicts_with_all = ["json", "path"])]
+    manifest: bool,
+    /// Print the config, byte for byte
+    #[arg(long, group = "document", conflicts_with_all = ["json", "path"])]
+    config: bool,
+    /// Print the Kitfile, byte for byte as it is in the mount
+    #[arg(long, group = "document", conflicts_with_all = ["json", "path"])]
+    kitfile: bool,
+    #[command(flatten)]
+    kit: KitArgs,
+    #[command(flatten)]
+    verify: LookVerifyArgs,
+    #[command(flatten)]
+    json: JsonArgs,
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+impl Inspect {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let (context, kit) = self.kit.open(&self.reference, self.verify.verify()).await?;
+        let mut out = Output::new();
+        if let Some(bytes) = self.document(&kit.resolved)? {
+            out.bytes(bytes)?;
+            return out.finish();
+        }
+        for layer in &kit.layers {
+            layer.look_for_index().await?;
+        }
+        let header = header(&kit.resolved);
+        let (kit, entries, file) = match &self.path {
+            None => {
+                let entries = kit.layers.iter().map(|layer| entry(&kit, layer)).collect();
+                (kit, entries, None)
+            }
+            Some(path) => self.file(kit, context, path).await?,
+        };
+        if self.json.json {
+            let mut all = header;
+            all["entries"] = Value::Array(entries);
+            if let Some(file) = file {
+                all["file"] = file;
+            }
+            out.json(&all)?;
+        } else {
+            print(&mut out, &kit, &header, &entries, file.as_ref())?;
+        }
+        out.finish()
+    }
+
+    /// The document that was asked for, if one was.
+    fn document<'a>(&self, resolved: &'a Resolved) -> Result<Option<&'a [u8]>, Failure> {
+        if self.manifest {
+            return Ok(Some(resolved.manifest.bytes()));
+        }
+        if self.config {
+            return Ok(Some(resolved.config.bytes()));
+        }
+        if !self.kitfile {
+            return Ok(None);
+        }
+        let kitfile = resolved.kitfile.as_ref().map(|bytes| &bytes.bytes()[..]);
+        let missing = || Failure::failed(format!("{} has no Kitfile, or the filters leave it out", resolved.pinned()));
+        kitfile.ok_or_else(missing).map(Some)
+    }
+
+    /// The entries that hold `path`, and what it names.
+    async fn file(
+        &self,
+        kit: Kit,
+        context: Context,
+        path: &TreePath,
+    ) -> Result<(Kit, Vec<Value>, Option<Value>), Failure> {
+        let _progress = Progress::of(&kit.layers, self.progress.mode());
+        let mut tree = kit.skeleton();
+        let unverified = self.verify.is_none();
+        if unverified {
+            kits::list_unverified(&kit, &mut tree, path).await?;
+            kits::say_unverified("names, modes and sizes");
+        }
+        // The file system takes the kit; the layers are shared with this one.
+        let shown = Kit { resolved: kit.resolved.clone(), layers: kit.layers.clone() };
+        let fs = kits::look(kit, context, tree);
+        let (found, attr) = walk::find(&fs, path, false).await?;
+        let mut file = describe(&fs, &found, &attr).await;
+        if unverified {
+            file["verified"] = json!(false);
+        }
+        let layer = file["layer"].as_str().map(str::to_owned);
+        let holds = |fetch: &LayerFetch| match &layer {
+            Some(digest) => fetch.layer.digest.to_string() == *digest && found.is_within(&fetch.layer.root),
+            None => found.is_within(&fetch.layer.root) || fetch.layer.root.is_within(&found) && !found.is_root(),
+        };
+        let holders = shown.layers.iter().filter(|fetch| holds(fetch));
+        let entries = holders.map(|layer| entry(&shown, layer)).collect();
+        Ok((shown, entries, Some(file)))
+    }
+}
+
+/// What the manifest and the config say of the kit as a whole.
+fn header(resolved: &Resolved) -> Value {
+    let config: Value = serde_json::from_slice(resolved.config.bytes()).unwrap_or_default();
+    // A Kitfile has a package, a ModelPack a descriptor.
+    let said = |field: &str| {
+        let found = config.pointer(&format!("/package/{field}"));
+        let found = found.or_else(|| config.pointer(&format!("/descriptor/{field}")));
+        found.and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
+    };
+    let index = resolved.index.as_ref().map(
+        |(digest, index)| json!({ "digest": digest, "manifests": index.manifests.len(), "chosen": resolved.digest }),
+    );
+    json!({
+        "reference": resolved.reference.to_string(),
+        "repository": resolved.reference.location.name(),
+        "digest": resolved.digest,
+        "index": index,
+        "config": {
+            "media_type": resolved.document.config.media_type,
+            "digest": resolved.document.config.digest,
+            "size": resolved.document.config.size,
+        },
+        "package": { "name": said("name"), "version": said("version"), "description": said("description") },
+        "annotations": resolved.document.annotations,
+        "kits": served::kits(resolved),
+        "notes": resolved.notes,
+        "warnings": resolved.plan.warnings,
+    })
+}
+
+/// One row: a layer and the Kitfile entry it belongs to.
+fn entry(kit: &Kit, fetch: &LayerFetch) -> Value {
+    let layer = &fetch.layer;
+    // The manifests of parents are read for their plan alone.
+    let described = kit.resolved.document.layers.iter().find(|found| layer.kit == 0 && found.digest == layer.digest);
+    let none = BTreeMap::new();
+    let annotations = described.map_or(&none, |found| &found.annotations);
+    json!({
+        "type": layer.kind,
+        "path": layer.path,
+        "name": layer.name,
+        "media_type": layer.media_type,
+        "digest": layer.digest,
+        "diff_id": layer.diff_id,
+        "size": layer.size,
+        "trust": fetch.tier(),
+        "kit": layer.kit,
+        "annotations": annotations,
+    })
+}
+
+/// What is known of a file or directory.
+async fn describe(fs: &Fs, path: &TreePath, attr: &Attr) -> Value {
+    let mut file = ls::attributes(attr);
+    file["path"] = json!(String::from_utf8_lossy(path.as_bytes()));
+    for (key, attribute) in [
+        ("layer", "user.kitfs.layer"),
+        ("trust", "user.kitfs.trust"),
+        ("cached", "user.kitfs.cached"),
+        ("object", "user.kitfs.digest"),
+    ] {
+        // A directory, the Kitfile and the root have none of these, or others by the same name.
+        if !path.is_root()
+            && let Ok(value) = fs.getxattr(attr.ino, attribute.as_bytes()).await
+        {
+            file[key] = json!(String::from_utf8_lossy(&value));
+        }
+    }
+    file
+}
+
+/// The text of a JSON value, without quotes; empty for null.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => printable(text.as_bytes()),
+        other => other.to_string(),
+    }
+}
+
+fn print(out: &mut Output, kit: &Kit, header: &Value, entries: &[Value], file: Option<&Value>) -> Result<(), Failure> {
+    let resolved = &kit.resolved;
+    let mut lines =
+        vec![("kit", printable(resolved.reference.to_string().as_bytes())), ("digest", text(&header["digest"]))];
+    if let Some((digest, index)) = &resolved.index {
+        lines.push((
+            "index",
+            format!("{digest}; the digest above is one of the {} that it lists", index.manifests.len()),
+        ));
+    }
+    lines.push(("config", text(&header["config"]["media_type"])));
+    for key in ["name", "version"] {
+        lines.push((key, text(&header["package"][key])));
+    }
+    for parent in resolved.origins.iter().skip(1) {
+        lines.push(("parent", format!("{}@{}", parent.repository, parent.digest)));
+    }
+    for (key, value) in &resolved.document.annotations {
+        lines.push(("annotation", printable(format!("{key}={value}").as_bytes())));
+    }
+    let lines = lines.into_iter().filter(|(_, value)| !value.is_empty());
+    out.table(&lines.map(|(key, value)| vec![key.to_owned(), value]).collect::<Vec<_>>())?;
+
+    out.line("")?;
+    let titles = ["TYPE", "PATH", "SIZE", "TRUST", "MEDIA TYPE", "LAYER", "DIFF ID"];
+    let mut table = vec![titles.map(str::to_owned).to_vec()];
+    for entry in entries {
+        let size = format_size(entry["size"].as_u64().unwrap_or(0));
+        let cells = ["type", "path", "size", "trust", "media_type", "digest", "diff_id"];
+        let cell = |key: &str| match key {
+            "size" => size.clone(),
+            "diff_id" if entry["diff_id"] == entry["digest"] => "same".to_owned(),
+            key => text(&entry[key]),
+        };
+        table.push(cells.map(cell).to_vec());
+    }
+    out.table(&table)?;
+    let annotated = entries.iter().filter_map(|entry| Some((entry, entry["annotations"].as_object()?)));
+    for (entry, annotations) in annotated {
+        for (key, value) in annotations {
+            out.line(format_args!("{}: {}={}", text(&entry["digest"]), printable(key.as_bytes()), text(value)))?;
+        }
+    }
+
+    let Some(file) = file.and_then(Value::as_object) else { return Ok(()) };
+    out.line("")?;
+    let order = ["path", "type", "mode", "size", "layer", "trust", "cached", "object", "verified"];
+    let known = order.iter().filter_map(|key| Some((key, file.get(*key)?)));
+    out.table(&known.map(|(key, value)| vec![(*key).to_owned(), text(value)]).collect::<Vec<_>>())
+}

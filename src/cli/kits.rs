@@ -1,0 +1,113 @@
+//! From a reference to an opened kit: what all commands on a kit have in common.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::options::{ConnectionArgs, FetchArgs, SelectionArgs};
+use super::{Failure, output};
+use crate::fetch::listing::Listing;
+use crate::fetch::{Access, Context, FetchError, Kit, Request, Resolved, Verify};
+use crate::fs::{Fs, Ownership};
+use crate::modelkit::filter::Filters;
+use crate::path::TreePath;
+use crate::reference::{Location, Reference};
+use crate::report::chain;
+use crate::source::SourceError;
+use crate::tree::Tree;
+
+/// A command ends when its user ends it; until then it may wait for names as long as there is progress. Ten years.
+const NO_DEADLINE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Which part of a kit, and how to get it.
+#[derive(Debug, Args)]
+pub(super) struct KitArgs {
+    #[command(flatten)]
+    selection: SelectionArgs,
+    #[command(flatten)]
+    pub(super) fetch: FetchArgs,
+    #[command(flatten)]
+    pub(super) connection: ConnectionArgs,
+}
+
+impl KitArgs {
+    /// Follows a reference to its plan. A filter that kit refuses is wrong use.
+    pub(super) async fn resolve(&self, reference: &Reference, verify: Verify) -> Result<(Context, Resolved), Failure> {
+        let filters = Filters::parse(&self.selection.filter).map_err(Failure::usage)?;
+        let context = self.fetch.context(&self.connection, verify)?;
+        let access = self.connection.access(&self.fetch)?;
+        let request = Request {
+            reference: reference.clone(),
+            filters,
+            platform: self.selection.platform.clone(),
+            select: self.selection.select,
+        };
+        let resolved = crate::fetch::resolve(&context, &access, &request).await;
+        let resolved = resolved.map_err(|error| not_resolved(reference, &access, &error))?;
+        Ok((context, resolved))
+    }
+
+    /// Opens a kit for a look inside, and says what there is to note.
+    pub(super) async fn open(&self, reference: &Reference, verify: Verify) -> Result<(Context, Kit), Failure> {
+        let (mut context, resolved) = self.resolve(reference, verify).await?;
+        output::say_all("note", &resolved.notes);
+        output::say_all("warning", &resolved.plan.warnings);
+        context.limits.meta_timeout = NO_DEADLINE;
+        let kit = Kit::open(&context, resolved);
+        Ok((context, kit))
+    }
+}
+
+/// Says that no digest stands behind what follows.
+pub(super) fn say_unverified(what: &str) {
+    output::say("UNVERIFIED", format!("{what} as the source gave them; no digest was checked, and nothing is kept"));
+}
+
+/// Adds to `tree` what the headers of the layers that concern `path` tell, unverified, and returns those listings by
+/// the positions of their layers. All layers are asked only where `path` is in none of them.
+pub(super) async fn list_unverified(
+    kit: &Kit,
+    tree: &mut Tree,
+    path: &TreePath,
+) -> Result<Vec<(usize, Arc<Listing>)>, Failure> {
+    let concerns = |root: &TreePath| root.is_within(path) || path.is_within(root);
+    let positions = 0..kit.layers.len();
+    let (first, rest): (Vec<_>, Vec<_>) = positions.partition(|at| concerns(&kit.layers[*at].layer.root));
+    let mut listings = Vec::new();
+    for at in first.into_iter().map(Some).chain([None]).chain(rest.into_iter().map(Some)) {
+        let Some(at) = at else {
+            if tree.find(path).is_some() {
+                break;
+            }
+            continue;
+        };
+        let listing = kit.layers[at].unverified_listing().await?;
+        if let Some(conflict) = tree.add_listing(at, listing.metas()).into_iter().next() {
+            return Err(FetchError::Conflict(kit.describe(&conflict)).into());
+        }
+        listings.push((at, listing));
+    }
+    Ok(listings)
+}
+
+/// A file system for a look inside: the kit's own modes and owners, no deadline for names.
+pub(super) fn look(kit: Kit, context: Context, tree: Tree) -> Arc<Fs> {
+    let ownership = Ownership { uid: 0, gid: 0, file_mode: None, dir_mode: None, from_kit: true, for_others: false };
+    Arc::new(Fs::new(kit, context, tree, ownership))
+}
+
+/// Why a reference leads nowhere. A bare name that kit does not know was often meant for Docker Hub.
+pub(super) fn not_resolved(reference: &Reference, access: &Access, error: &FetchError) -> Failure {
+    let unknown = match error.root() {
+        FetchError::Source { cause: SourceError::NotFound { what, .. }, .. } => what.starts_with("repository"),
+        _ => false,
+    };
+    if unknown && matches!(reference.location, Location::Local { .. }) {
+        let home = access.kit_home.display();
+        return Failure::failed(format!(
+            "{reference} is not in kit's storage; for Docker Hub write docker.io/{reference} (kit's home is {home})"
+        ));
+    }
+    Failure::failed(chain(error))
+}

@@ -1,0 +1,289 @@
+//! `kitfs mount`: serves a kit until it is unmounted; without a reference lists what is mounted.
+//!
+//! The command starts itself again as the daemon ([`crate::mount::daemon`]), which does all the work and reports; or, in
+//! the foreground, it does the work itself. Either way [`Mount::serve`] is what happens.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Args, ValueEnum};
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::config::absolute;
+use super::kits::KitArgs;
+use super::options::{JsonArgs, MountVerifyArgs, ProgressArgs};
+use super::progress::Steps;
+use super::served::{self, Served};
+use super::{Failure, dry_run, output, status};
+use crate::fetch::Kit;
+use crate::fs::{Fs, Ownership};
+use crate::mount::daemon::{self, Reporter};
+use crate::mount::{self, Left, MountPoint, StateDir};
+use crate::reference::{Location, Reference};
+
+/// Mounts a kit on a directory; without REF lists the mounts
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "kitfs mount [OPTIONS] [REF] [DIR]",
+    after_help = "\
+Examples:
+  kitfs mount ghcr.io/team/llama:8b                    on ./llama
+  kitfs mount llama:8b /mnt/llama --filter model       the model alone
+  kitfs mount --dry-run oci:kits/llama                 what would be served and fetched
+  sudo kitfs mount --allow-other llama:8b /mnt/llama   for other users and containers"
+)]
+pub(super) struct Mount {
+    /// The kit
+    #[arg(value_name = "REF")]
+    reference: Option<Reference>,
+    /// Where: an empty directory, made if it is missing [default: ./ and the repository's last part]
+    #[arg(value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Serve from this process, and log to standard error
+    #[arg(short, long, requires = "reference")]
+    foreground: bool,
+    /// Show tree, sizes, trust and what would be fetched; mount nothing
+    #[arg(long, requires = "reference", conflicts_with = "foreground")]
+    dry_run: bool,
+    #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
+    kit: KitArgs,
+    #[command(flatten)]
+    verify: MountVerifyArgs,
+    #[command(flatten)]
+    json: JsonArgs,
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+/// Who may read, and what owners and modes they see.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Owners and modes")]
+struct AccessArgs {
+    /// Let other users in; files then show a+r and directories a+rx, unless modes are given
+    #[arg(long, env = "KITFS_ALLOW_OTHER", value_name = "true|false", action = ArgAction::Set, value_parser = BoolishValueParser::new(), num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true)]
+    allow_other: bool,
+    /// Owner of all files [default: the mounting user]
+    #[arg(long, env = "KITFS_UID", value_name = "ID")]
+    uid: Option<u32>,
+    /// Group of all files [default: the mounting user's]
+    #[arg(long, env = "KITFS_GID", value_name = "ID")]
+    gid: Option<u32>,
+    /// Mode of all files, such as 0444 [default: the kit's]
+    #[arg(long, env = "KITFS_FILE_MODE", value_name = "MODE", value_parser = parse_mode)]
+    file_mode: Option<u32>,
+    /// Mode of all directories, such as 0555 [default: the kit's]
+    #[arg(long, env = "KITFS_DIR_MODE", value_name = "MODE", value_parser = parse_mode)]
+    dir_mode: Option<u32>,
+    /// Whose files they are: the mounting user's, or whom the kit names
+    #[arg(long, env = "KITFS_OWNER", value_enum, default_value = "user")]
+    owner: Owner,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Owner {
+    User,
+    Kit,
+}
+
+impl Mount {
+    /// Whether this is a command that serves, and so logs what goes on.
+    pub(super) fn serves(&self) -> bool {
+        self.reference.is_some() && !self.dry_run
+    }
+
+    pub(super) async fn run(mut self) -> Result<(), Failure> {
+        let Some(mut reference) = self.reference.take() else { return status::list(self.json) };
+        // The daemon leaves the working directory.
+        if let Location::Layout { dir } = &mut reference.location {
+            *dir = absolute(dir)?;
+        }
+        if let Some(reporter) = Reporter::attach()? {
+            return self.serve_as_daemon(&reference, reporter).await;
+        }
+        say_whose_home();
+        if self.dry_run {
+            let (context, resolved) = self.kit.resolve(&reference, self.verify.verify()).await?;
+            let ownership = self.access.ownership();
+            return dry_run::run(context, resolved, ownership, self.json, self.progress).await;
+        }
+        if self.foreground { self.serve_in_foreground(&reference).await } else { self.launch().await }
+    }
+
+    async fn launch(&self) -> Result<(), Failure> {
+        let log = StateDir::from_env()?.new_log()?;
+        let steps = Steps::new(self.progress.mode());
+        let show = |step: Value| steps.show(step["step"].as_str().unwrap_or_default());
+        let ready = daemon::launch(std::env::args_os().skip(1), &log, show).await;
+        drop(steps);
+        let served: Served = serde_json::from_value(ready?)?;
+        served.print(self.json.json)
+    }
+
+    async fn serve_as_daemon(&self, reference: &Reference, reporter: Reporter) -> Result<(), Failure> {
+        let step = |step: &str| reporter.progress(json!({ "step": step }));
+        let ready = |served: &Served| match serde_json::to_value(served) {
+            Ok(value) => reporter.ready(value),
+            Err(error) => tracing::error!(%error, "what is served can't be told"),
+        };
+        let log = Some(reporter.log().to_owned());
+        let outcome = tokio::select! {
+            outcome = self.serve(reference, log, step, ready) => outcome,
+            () = reporter.abandoned() => Err(Failure::failed("the command that asked for the mount has gone")),
+        };
+        let Err(failure) = outcome else { return Ok(()) };
+        tracing::error!("{}", failure.message());
+        reporter.failed(failure.message()).await;
+        Err(Failure::Reported)
+    }
+
+    async fn serve_in_foreground(&self, reference: &Reference) -> Result<(), Failure> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let is_ready = tokio::sync::Notify::new();
+        let ready = |served: &Served| {
+            is_ready.notify_one();
+            // The mount is of use even where nobody reads what it says.
+            if let Err(failure) = served.print(self.json.json) {
+                tracing::warn!("{}", failure.message());
+            }
+        };
+        let serving = self.serve(reference, None, |step| tracing::info!("{step}"), ready);
+        tokio::pin!(serving);
+        // Until the mount is there, a signal ends the work as it is; after that it is `mount::serve` that leaves.
+        tokio::select! {
+            biased;
+            outcome = &mut serving => return outcome,
+            () = is_ready.notified() => {}
+            _ = interrupt.recv() => return Err(Failure::failed("interrupted")),
+            _ = terminate.recv() => return Err(Failure::failed("interrupted")),
+        }
+        serving.await
+    }
+
+    /// Resolves, mounts, and serves until the mount is gone. Whatever was made on the way goes if this future does.
+    async fn serve(
+        &self,
+        reference: &Reference,
+        log_file: Option<PathBuf>,
+        step: impl Fn(&str),
+        ready: impl FnOnce(&Served),
+    ) -> Result<(), Failure> {
+        let state = StateDir::from_env()?;
+        let dir = self.dir.clone().map_or_else(|| default_dir(reference), Ok)?;
+        let point = MountPoint::prepare(&dir, &state)?;
+        let verify = self.verify.verify();
+        step(&format!("resolving {reference}"));
+        let (context, resolved) = self.kit.resolve(reference, verify).await?;
+        let kit = Kit::open(&context, resolved);
+        step(&format!("reading the beginning of {} layers", kit.layers.len()));
+        let mut tree = kit.skeleton();
+        let warnings = kit.probe(&context, &mut tree).await?;
+        for warning in kit.resolved.plan.warnings.iter().chain(&warnings) {
+            tracing::warn!("{warning}");
+        }
+        step("mounting");
+        let options = mount::Options {
+            reference: reference.to_string(),
+            digest: kit.resolved.digest,
+            shows: kit.resolved.pinned(),
+            allow_other: self.access.allow_other,
+            cache_dir: Some(context.cache.root().to_owned()),
+            log_file,
+            state,
+            point,
+        };
+        let served = Arc::new(Served::new(&kit, options.point.dir().to_owned(), warnings));
+        let fs = Arc::new(Fs::new(kit, context, tree, self.access.ownership()));
+        let handler = {
+            let (fs, served) = (fs.clone(), served.clone());
+            move |request| served::answer(fs.clone(), served.clone(), verify, request)
+        };
+        let told = served.clone();
+        let left = mount::serve(fs, options, handler, move |record| {
+            tracing::info!(shows = record.shows, dir = %record.mount_point.display(), "mounted");
+            ready(&told);
+        });
+        match left.await? {
+            Left::Unmounted | Left::Signal => tracing::info!("left"),
+            Left::Aborted => tracing::warn!("the connection was aborted; the mount is detached"),
+            Left::SignalWhileBusy => tracing::warn!("left while files were open; reading them fails from now on"),
+        }
+        Ok(())
+    }
+}
+
+impl AccessArgs {
+    fn ownership(&self) -> Ownership {
+        Ownership {
+            uid: self.uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
+            gid: self.gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
+            file_mode: self.file_mode,
+            dir_mode: self.dir_mode,
+            from_kit: self.owner == Owner::Kit,
+            for_others: self.allow_other,
+        }
+    }
+}
+
+/// `./llama` for `registry/team/llama`, `oci:kits/llama` and `team/llama`.
+fn default_dir(reference: &Reference) -> Result<PathBuf, Failure> {
+    let name = match &reference.location {
+        Location::Registry { repository, .. } | Location::Local { repository } => Path::new(repository).file_name(),
+        Location::Layout { dir } => dir.file_name(),
+    };
+    let unnamed = || Failure::usage(format!("{reference} has no last part to name a directory by; give DIR"));
+    Ok(Path::new(".").join(name.ok_or_else(unnamed)?))
+}
+
+/// Under sudo it is root's home that counts, which surprises.
+fn say_whose_home() {
+    let user = std::env::var("SUDO_USER").ok().filter(|user| user != "root");
+    if let (Some(user), true) = (user, rustix::process::geteuid().is_root()) {
+        let home = std::env::home_dir().unwrap_or_default();
+        output::say(
+            "note",
+            format!(
+                "under sudo the cache, credentials and kit's storage are those below {}, not {user}'s; \
+                 choose others with --cache-dir and --kit-home",
+                home.display()
+            ),
+        );
+    }
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777);
+    mode.ok_or_else(|| "expected an octal mode, such as 0444".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_directory_is_the_repositorys_last_part() {
+        for (reference, dir) in [
+            ("ghcr.io/team/llama:8b", Some("./llama")),
+            ("team/llama", Some("./llama")),
+            ("llama", Some("./llama")),
+            ("oci:/srv/kits/llama:v1", Some("./llama")),
+            ("oci:/", None),
+        ] {
+            let found = default_dir(&reference.parse().expect("a reference")).ok();
+            assert_eq!(found.as_deref(), dir.map(Path::new), "{reference}");
+        }
+    }
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!((parse_mode("0444"), parse_mode("755")), (Ok(0o444), Ok(0o755)));
+        for text in ["", "0888", "u+r", "77777"] {
+            assert!(parse_mode(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What is being fetched, on standard error, while a command waits for it.
+//!
+//! On a terminal a bar for each layer under way; elsewhere a line now and then, which short waits never reach. A thread
+//! of its own looks at the layers, so that it shows how things are even where the runtime is busy.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::options::ProgressMode;
+use super::output;
+use crate::fetch::LayerFetch;
+use crate::units::{format_duration, format_size};
+
+/// How often a bar moves: smooth to the eye, of no weight to the machine.
+const TICK: Duration = Duration::from_millis(100);
+/// How often a line is written.
+const PLAIN: Duration = Duration::from_secs(10);
+
+/// Shows progress until it is dropped; then nothing of the bars is left.
+pub(super) struct Progress(Option<(Sender<()>, JoinHandle<()>)>);
+
+impl Progress {
+    /// Shows how `layers` are fetched.
+    pub(super) fn of(layers: &[Arc<LayerFetch>], mode: ProgressMode) -> Self {
+        let layers = layers.to_vec();
+        let (stop, stopped) = mpsc::channel();
+        let watch = move || match mode {
+            ProgressMode::None => {}
+            ProgressMode::Fancy => {
+                let mut bars = Bars::new();
+                while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                    bars.show(&layers);
+                }
+                // A terminal that is gone needs no clearing.
+                let _ = bars.all.clear();
+            }
+            ProgressMode::Plain => {
+                let mut begun = HashMap::new();
+                while stopped.recv_timeout(PLAIN) == Err(RecvTimeoutError::Timeout) {
+                    report(&layers, &mut begun);
+                }
+            }
+        };
+        // Without a thread there is no progress to see, and the work goes on.
+        Self(std::thread::Builder::new().name("progress".to_owned()).spawn(watch).ok().map(|thread| (stop, thread)))
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.0.take() {
+            drop(stop);
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A step of a work that has no bytes to count.
+pub(super) struct Steps(Option<ProgressBar>);
+
+impl Steps {
+    pub(super) fn new(mode: ProgressMode) -> Self {
+        Self((mode == ProgressMode::Fancy).then(|| {
+            let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            spinner.set_style(ProgressStyle::default_spinner());
+            spinner.enable_steady_tick(TICK);
+            spinner
+        }))
+    }
+
+    pub(super) fn show(&self, step: &str) {
+        if let Some(spinner) = &self.0 {
+            spinner.set_message(step.to_owned());
+        }
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        if let Some(spinner) = &self.0 {
+            spinner.finish_and_clear();
+        }
+    }
+}
+
+struct Bars {
+    all: MultiProgress,
+    shown: HashMap<usize, ProgressBar>,
+    style: ProgressStyle,
+}
+
+impl Bars {
+    fn new() -> Self {
+        let template = "{prefix} {bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self { all: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()), shown: HashMap::new(), style }
+    }
+
+    fn show(&mut self, layers: &[Arc<LayerFetch>]) {
+        for (at, layer) in layers.iter().enumerate() {
+            if layer.is_filling() {
+                let bar = self.shown.entry(at).or_insert_with(|| {
+                    let bar = self.all.add(ProgressBar::new(layer.layer.size).with_style(self.style.clone()));
+                    bar.set_prefix(name(layer));
+                    bar
+                });
+                bar.set_position(*layer.progress().borrow());
+            } else if let Some(bar) = self.shown.remove(&at) {
+                bar.finish_and_clear();
+            }
+        }
+    }
+}
+
+/// Says how far each layer is that is under way. `begun` remembers since when, and from where.
+fn report(layers: &[Arc<LayerFetch>], begun: &mut HashMap<usize, (Instant, u64)>) {
+    for (at, layer) in layers.iter().enumerate().filter(|(_, layer)| layer.is_filling()) {
+        let (size, now) = (layer.layer.size, *layer.progress().borrow());
+        let (since, before) = *begun.entry(at).or_insert((Instant::now(), now));
+        let rate = (now.saturating_sub(before)).checked_div(since.elapsed().as_secs()).filter(|rate| *rate > 0);
+        let rate = rate.map(|rate| {
+            let left = format_duration(Duration::from_secs(size.saturating_sub(now) / rate));
+            format!(", {}/s, {left} left", format_size(rate))
+        });
+        let (now, size) = (format_size(now), format_size(size));
+        output::say("fetching", format!("{}: {now} of {size}{}", name(layer), rate.unwrap_or_default()));
+    }
+}
+
+fn name(layer: &LayerFetch) -> String {
+    output::printable(layer.layer.path.as_bytes())
+}

@@ -1,0 +1,58 @@
+//! `kitfs resolve`: the digest behind a reference.
+
+use clap::Args;
+use serde_json::json;
+
+use super::options::{ConnectionArgs, FetchArgs, JsonArgs};
+use super::output::{self, Output};
+use super::{Failure, kits};
+use crate::fetch::Verify;
+use crate::reference::Reference;
+
+/// Prints the digest that a reference stands for now
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "kitfs resolve [OPTIONS] <REF>",
+    after_help = "\
+Examples:
+  kitfs resolve ghcr.io/team/llama:8b        ghcr.io/team/llama@sha256:…
+  kitfs mount $(kitfs resolve llama:8b)      what is mounted can't move"
+)]
+pub(super) struct Resolve {
+    /// The kit
+    #[arg(value_name = "REF")]
+    reference: Reference,
+    /// Print the digest alone
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    fetch: FetchArgs,
+    #[command(flatten)]
+    connection: ConnectionArgs,
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+impl Resolve {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let context = self.fetch.context(&self.connection, Verify::Strict)?;
+        let access = self.connection.access(&self.fetch)?;
+        let resolved = crate::fetch::resolve::resolve_digest(&context, &access, &self.reference).await;
+        let (digest, notes) = resolved.map_err(|error| kits::not_resolved(&self.reference, &access, &error))?;
+        let repository = self.reference.location.name();
+        let mut out = Output::new();
+        if self.json.json {
+            out.json(&json!({
+                "reference": self.reference.to_string(),
+                "repository": repository,
+                "tag": (self.reference.tag.is_some() || self.reference.digest.is_none()).then(|| self.reference.tag()),
+                "digest": digest,
+                "notes": notes,
+            }))?;
+        } else {
+            output::say_all("note", notes);
+            if self.quiet { out.line(digest)? } else { out.line(format_args!("{repository}@{digest}"))? }
+        }
+        out.finish()
+    }
+}

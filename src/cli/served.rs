@@ -1,0 +1,133 @@
+//! What a mount tells of itself: to the command that made it, and on its control socket.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::Failure;
+use super::output::{Output, printable};
+use crate::digest::Digest;
+use crate::fetch::{Kit, LayerFetch, Resolved};
+use crate::fs::Fs;
+use crate::units::format_size;
+
+/// The request that [`answer`] knows.
+pub(super) const STATUS: &str = "status";
+
+/// What is served, as `mount` prints it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Served {
+    /// The repository with the digest.
+    pub(super) reference: String,
+    pub(super) digest: Digest,
+    pub(super) mountpoint: PathBuf,
+    pub(super) layers: usize,
+    pub(super) bytes: u64,
+    pub(super) trust: String,
+    pub(super) notes: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    pub(super) kits: Vec<KitOfChain>,
+}
+
+/// The kit itself or one of its parents.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct KitOfChain {
+    repository: String,
+    digest: Digest,
+}
+
+impl Served {
+    pub(super) fn new(kit: &Kit, mountpoint: PathBuf, warnings: Vec<String>) -> Self {
+        let resolved = &kit.resolved;
+        Self {
+            reference: resolved.pinned(),
+            digest: resolved.digest,
+            mountpoint,
+            layers: kit.layers.len(),
+            bytes: kit.size(),
+            trust: kit.tier().to_string(),
+            notes: resolved.notes.clone(),
+            warnings: resolved.plan.warnings.iter().cloned().chain(warnings).collect(),
+            kits: kits(resolved),
+        }
+    }
+
+    pub(super) fn print(&self, as_json: bool) -> Result<(), Failure> {
+        let mut out = Output::new();
+        if as_json {
+            out.json(self)?;
+            return out.finish();
+        }
+        let trust = match self.trust.as_str() {
+            "provisional" => "provisional: names are known, content waits for its layer's digest",
+            other => other,
+        };
+        let plural = if self.layers == 1 { "layer" } else { "layers" };
+        let mut lines = vec![
+            ("mounted", self.reference.clone()),
+            ("on", self.mountpoint.display().to_string()),
+            ("holds", format!("{} in {} {plural}", format_size(self.bytes), self.layers)),
+            ("trust", trust.to_owned()),
+        ];
+        lines.extend(self.kits.iter().skip(1).map(|kit| ("parent", format!("{}@{}", kit.repository, kit.digest))));
+        lines.extend(self.notes.iter().map(|note| ("note", note.clone())));
+        lines.extend(self.warnings.iter().map(|warning| ("warning", warning.clone())));
+        let rows = lines.into_iter().map(|(key, value)| vec![key.to_owned(), printable(value.as_bytes())]);
+        out.table(&rows.collect::<Vec<_>>())?;
+        out.finish()
+    }
+}
+
+/// The kit and its parents.
+pub(super) fn kits(resolved: &Resolved) -> Vec<KitOfChain> {
+    let kit = |origin: &crate::fetch::resolve::Origin| KitOfChain {
+        repository: origin.repository.clone(),
+        digest: origin.digest,
+    };
+    resolved.origins.iter().map(kit).collect()
+}
+
+/// Answers a request on the control socket.
+pub(super) async fn answer(fs: Arc<Fs>, served: Arc<Served>, verify: crate::fetch::Verify, request: Value) -> Value {
+    match request["cmd"].as_str() {
+        Some(STATUS) => {
+            let mut layers = Vec::new();
+            for fetch in &fs.kit().layers {
+                layers.push(layer(fetch).await);
+            }
+            json!({
+                "verify": verify,
+                "trust": fs.kit().tier(),
+                "bytes": served.bytes,
+                "kits": served.kits,
+                "layers": layers,
+                "conflicts": fs.conflicts(),
+                "notes": served.notes,
+                "warnings": served.warnings,
+            })
+        }
+        _ => json!({ "error": format!("unknown request {request}; known is {{\"cmd\":\"{STATUS}\"}}") }),
+    }
+}
+
+/// How a layer is. `content` and `cached` count bytes of its files, as far as they are known.
+async fn layer(fetch: &LayerFetch) -> Value {
+    let layer = &fetch.layer;
+    let held = fetch.held().await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "what is cached can't be told");
+        None
+    });
+    json!({
+        "type": layer.kind,
+        "path": layer.path,
+        "digest": layer.digest,
+        "size": layer.size,
+        "trust": fetch.tier(),
+        "content": held.map(|held| held.content),
+        "cached": held.map(|held| held.cached),
+        "filling": fetch.is_filling().then(|| *fetch.progress().borrow()),
+        "poisoned": fetch.poisoned(),
+    })
+}
