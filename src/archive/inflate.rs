@@ -206,6 +206,7 @@ enum Field {
     HeaderCrc { low: Option<u8>, computed: u16 },
 }
 
+// Flags of the header. Others are reserved and ignored, as Go does, although RFC 1952 asks to refuse them.
 const FLAG_CRC: u8 = 1 << 1;
 const FLAG_EXTRA: u8 = 1 << 2;
 const FLAG_NAME: u8 = 1 << 3;

@@ -56,6 +56,14 @@ fn a_layer_that_is_not_compressed_is_passed_on_in_place() {
 }
 
 #[test]
+fn reserved_flags_of_gzip_are_ignored_as_go_ignores_them() {
+    // Found by fuzzing: flate2's own decoder refuses them.
+    let mut blob = gzip(b"content");
+    blob[3] |= 0b1110_0000;
+    assert_eq!(whole(Compression::Gzip, &blob).expect("inflates"), b"content");
+}
+
+#[test]
 fn members_and_frames_may_follow_each_other() {
     let both = [gzip(b"one "), gzip(b""), gzip(b"two")].concat();
     assert_eq!(whole(Compression::Gzip, &both).expect("sound"), b"one two");
