@@ -53,11 +53,6 @@ impl Chunker {
         }
     }
 
-    /// The digests of the chunks that are whole so far.
-    pub fn chunks(&self) -> &[Digest] {
-        &self.chunks
-    }
-
     /// Ends the content.
     pub fn finish(mut self) -> Content {
         if !self.size.is_multiple_of(u64::from(CHUNK_SIZE)) {

@@ -50,16 +50,6 @@ impl Listing {
         &self.0
     }
 
-    /// The entry of exactly this path.
-    pub fn get(&self, path: &TreePath) -> Option<&Entry> {
-        self.0.binary_search_by(|entry| entry.path.cmp(path)).ok().map(|at| &self.0[at])
-    }
-
-    /// How many bytes all contents take.
-    pub fn content_bytes(&self) -> u64 {
-        self.0.iter().fold(0, |sum, entry| sum.saturating_add(entry.size))
-    }
-
     fn check(entries: &[Entry]) -> Result<(), Contradiction> {
         for pair in entries.windows(2) {
             if pair[0].path == pair[1].path {
@@ -128,13 +118,10 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_sorted_by_path_and_found_again() {
+    fn entries_are_sorted_by_path() {
         let listing = Listing::build(vec![dir("b"), file("b/x", 512, 1), file("a", 1024, 1)]).expect("sound");
         let paths: Vec<_> = listing.entries().iter().map(|entry| entry.path.to_string()).collect();
         assert_eq!(paths, ["a", "b", "b/x"]);
-        assert_eq!(listing.get(&TreePath::clean(b"b/x").expect("valid")).map(|entry| entry.offset), Some(512));
-        assert!(listing.get(&TreePath::clean(b"c").expect("valid")).is_none());
-        assert_eq!(listing.content_bytes(), 2);
     }
 
     #[test]

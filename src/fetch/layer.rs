@@ -1,7 +1,10 @@
 //! One layer of an opened kit: what is known of it, and how more is found out.
 //!
-//! Three flights, each shared by all who ask: *probe* (what is the root), *listing* (what does it hold), *fill* (fetch
-//! it whole). A layer whose digest has held on this machine has an index, and then needs no network for its names.
+//! Four flights, each shared by all who ask: a look for the index that an earlier fill left, *probe* (what is the root),
+//! *listing* (what does it hold), *fill* (fetch it whole). A layer with an index needs no network for its names.
+//! A mount asks by [`LayerFetch::probe`], [`LayerFetch::listing`] and [`LayerFetch::content`]; the other ways to names are
+//! for commands that look without fetching. A row is one position in the listing, in the tree and in the index: that
+//! they agree is checked when a fill ends.
 //!
 //! Poison: a source that gave false bytes is not asked again; a layer that is false at every source, or is not what its
 //! listing had told, is refused until the next mount.

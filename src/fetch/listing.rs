@@ -261,7 +261,7 @@ async fn walk(
 /// Sorted and checked rows from entries in archive order, not verified.
 fn listed(layer: &Layer, entries: Vec<Entry>) -> Result<Listing, FetchError> {
     let sorted = listing::Listing::build(entries).map_err(|error| broken(layer, error))?;
-    Listing::new(layer, sorted.entries().to_vec(), false)
+    Listing::new(layer, sorted.into(), false)
 }
 
 fn broken(layer: &Layer, error: impl Into<ArchiveError>) -> FetchError {

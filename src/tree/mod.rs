@@ -9,7 +9,7 @@
 //!   a layer below is not probed yet, the mode may still change, and [`Tree::is_settled`] says so;
 //! - where two layers disagree, what came first stays and the [`Conflict`] is reported.
 //!
-//! Node ids are positions. Inode numbers are a hash of the path keyed by the plan's digest: the same after a restart,
+//! Node ids are positions. Inode numbers are a hash of the path keyed by the manifest's digest: the same after a restart,
 //! never reused, and silent about the order of lookups.
 
 use std::collections::{HashMap, HashSet};
