@@ -14,6 +14,7 @@
 //! cache         verified bytes on disk: blobs, objects, staging, tags
 //! source        where blobs come from: registry, OCI layout, kit's storage
 //! modelkit      manifest, config, Kitfile, filter → plan                          (pure)
+//! object        chunks, their list, and the object digest that names a file's content
 //! reference digest path units report     newtypes that are valid once they exist, and how errors are told
 //! ```
 //!
@@ -30,6 +31,7 @@ pub mod fs;
 pub mod fuse;
 pub mod modelkit;
 pub mod mount;
+pub mod object;
 pub mod path;
 pub mod reference;
 pub mod report;

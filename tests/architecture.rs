@@ -22,6 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["tree"],
     &["archive", "cache", "source"],
     &["modelkit"],
+    &["object"],
     &["reference", "digest", "path", "units", "report"],
 ];
 

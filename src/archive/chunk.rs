@@ -1,15 +1,7 @@
-//! Chunk digests, and the digest that names an object.
-//!
-//! A file's content is cut into chunks of 1 MiB, the last one shorter; each is verified on its own. The object digest covers
-//! the size and the list of chunk digests, so a list that has it is right, and with it every chunk.
+//! Cutting content into chunks, and hashing them: see [`crate::object`].
 
-pub use crate::digest::{CHUNK_SIZE, ObjectDigest};
 use crate::digest::{Digest, StreamHasher};
-
-/// How many chunks content of `size` bytes has.
-pub const fn chunk_count(size: u64) -> u64 {
-    size.div_ceil(CHUNK_SIZE as u64)
-}
+use crate::object::{CHUNK_SIZE, ChunkList, ObjectDigest};
 
 /// One file's content as its digests.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +12,15 @@ pub struct Content {
     pub chunks: Vec<Digest>,
     /// The name that follows from both.
     pub object: ObjectDigest,
+}
+
+impl Content {
+    /// What a list of chunks tells.
+    pub fn of<B: AsRef<[u8]>>(list: &ChunkList<B>) -> Self {
+        let (digests, _) = list.as_bytes().as_chunks();
+        let chunks = digests.iter().copied().map(Digest::from_bytes).collect();
+        Self { size: list.size(), chunks, object: list.object() }
+    }
 }
 
 /// Cuts content that comes in pieces of any size into chunks, and hashes them.
@@ -67,6 +68,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::object::chunk_count;
 
     const CHUNK: usize = CHUNK_SIZE as usize;
 

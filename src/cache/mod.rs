@@ -36,7 +36,7 @@ pub use objects::Object;
 pub use small::KnownTag;
 pub use staging::{Sealed, StagedFile, StagedNumber, StagedState, Staging};
 
-use crate::digest::ObjectDigest;
+use crate::object::ObjectDigest;
 
 /// The content of `format` in a cache of this layout.
 const FORMAT: &str = "kitfs-cache 1\n";

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{FlockOperation, flock};
 
 use super::{Cache, CacheError, io_error, open_existing};
-use crate::digest::ObjectDigest;
+use crate::object::ObjectDigest;
 
 /// An open file whose whole content has been verified. It exists only for what lies under `objects/` or was sealed by
 /// this process, so holding one is the proof that its bytes may be served. Its shared lock keeps it from eviction.

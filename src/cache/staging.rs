@@ -14,7 +14,8 @@ use rustix::fs::{FlockOperation, RenameFlags, flock};
 
 use super::objects::is_file_of;
 use super::{Cache, CacheError, io_error, make_dir, new_file};
-use crate::digest::{Digest, ObjectDigest, Proof};
+use crate::digest::{Digest, Proof};
+use crate::object::ObjectDigest;
 
 /// The file in a staging directory that carries the lock.
 const LOCK: &str = "lock";

@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::fill::{Failure, Fill, Poison};
+use super::fill::{Fill, Poison};
 use super::flight::Flight;
 use super::listing::{self, Hopped, Listing, Probe, SMALL_LAYER};
+use super::pass::Failure;
 use super::staged::StagedView;
 use super::transfer::Transfer;
 use super::{Context, FetchError, Verify};
@@ -38,6 +39,10 @@ const QUEUED: Duration = Duration::from_secs(1);
 pub enum Tier {
     /// Headers read by range; content waits for the layer's digest.
     Provisional,
+    /// A referrer that the user trusts names its index.
+    Attested,
+    /// Its manifest names its index.
+    Pinned,
     /// This machine has hashed the whole layer.
     Derived,
 }
@@ -46,6 +51,8 @@ impl std::fmt::Display for Tier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Provisional => "provisional",
+            Self::Attested => "attested",
+            Self::Pinned => "pinned",
             Self::Derived => "derived",
         })
     }

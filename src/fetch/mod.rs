@@ -4,7 +4,8 @@
 //! - [`kit`]: an opened kit: its layers, and what is known of them.
 //! - [`layer`]: one layer: what its root is, what it holds, its content; each a single [`flight`] for all who ask.
 //! - [`listing`]: names and sizes from headers read by range, not yet proved.
-//! - [`fill`]: a whole layer, hashed, inflated, cut into files, kept once its digest holds.
+//! - [`mod@pass`]: a whole layer read once: hashed, inflated, cut into files.
+//! - [`fill`]: a pass that keeps the files, once the digest held.
 //! - `staged`: what a fill has written so far, for `--verify=stream`.
 //! - [`transfer`]: ranges with retries, and an ordered stream of several ranges in flight.
 //!
@@ -16,6 +17,8 @@ pub mod flight;
 pub mod kit;
 pub mod layer;
 pub mod listing;
+pub mod named;
+pub mod pass;
 pub mod resolve;
 mod staged;
 pub mod transfer;

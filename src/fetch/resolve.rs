@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::TryStreamExt as _;
 
+use super::named::Named;
 use super::transfer::retried;
 use super::{Context, FetchError};
 use crate::cache::{Cache, CacheError};
@@ -76,6 +77,8 @@ pub struct Resolved {
     pub kitfile: Option<Verified>,
     /// What is to be served.
     pub plan: Plan,
+    /// The index that is named for each of the plan's layers, where one is.
+    pub named: Vec<Option<Named>>,
     /// The kit and its parents; [`crate::modelkit::Layer::kit`] counts along it.
     pub origins: Vec<Origin>,
     /// What the user should know: an omitted tag, a fallback.
@@ -118,6 +121,7 @@ pub async fn resolve(context: &Context, access: &Access, request: &Request) -> R
         config: top.config,
         document: top.document,
         kitfile,
+        named: plan.layers.iter().map(|_| None).collect(),
         plan,
         origins,
         notes,

@@ -247,6 +247,7 @@ impl<'a> Reader<'a> {
             size: descriptor.size,
             diff_id,
             media_type: descriptor.media_type.clone(),
+            annotations: descriptor.annotations.clone(),
             kind,
             name: (!entry.name.is_empty()).then(|| entry.name.clone()),
             path: entry.path.clone(),

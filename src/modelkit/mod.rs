@@ -34,6 +34,8 @@ mod yaml;
 #[cfg(test)]
 mod yaml_tests;
 
+use std::collections::BTreeMap;
+
 use crate::digest::{Digest, Verified};
 use crate::path::TreePath;
 
@@ -76,6 +78,8 @@ pub struct Layer {
     pub diff_id: Option<Digest>,
     /// The media type as the manifest states it.
     pub media_type: String,
+    /// The annotations of its descriptor.
+    pub annotations: BTreeMap<String, String>,
     /// What sort of Kitfile entry it belongs to.
     pub kind: Kind,
     /// The entry's name, where it has one.

@@ -22,6 +22,7 @@ mod kit_storage;
 mod layout;
 mod registry;
 mod retry_after;
+mod target;
 mod token;
 mod transport;
 
@@ -42,6 +43,7 @@ pub use connection::{Connection, Timeouts, kit_home};
 pub use kit_storage::KitStorage;
 pub use layout::Layout;
 pub use registry::Registry;
+pub use target::{NewManifest, Refers, Target};
 
 /// A blob by digest and size, as its descriptor in a manifest states them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,6 +78,12 @@ pub trait Source: Send + Sync + fmt::Debug {
 
     /// All tags of the repository.
     async fn tags(&self) -> Result<Vec<String>, SourceError>;
+
+    /// The manifests of this artifact type that refer to `subject`. What they are is the source's claim.
+    async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Digest>, SourceError> {
+        let _ = (subject, artifact_type);
+        Ok(Vec::new())
+    }
 }
 
 /// The source that a reference points at. Nothing is asked of a registry yet.

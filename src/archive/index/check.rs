@@ -8,12 +8,12 @@ use std::cmp::Ordering;
 
 use super::layout::*;
 use super::{IndexError, LayerFacts, LayerFormat};
-use crate::archive::chunk::{CHUNK_SIZE, ObjectDigest, chunk_count};
 use crate::archive::inflate;
 use crate::archive::listing::Contradiction;
 use crate::archive::walker::{Caps, NO_ID};
 use crate::digest::Digest;
 use crate::modelkit::Compression;
+use crate::object::{CHUNK_SIZE, ChunkList, chunk_count};
 use crate::path::{MAX_NAME, MAX_PATH, TreePath, clean_depth};
 
 /// The layer that the header describes. It may inflate to `max_inflated`, or to what [`inflate::max_inflated`] says.
@@ -209,15 +209,12 @@ pub(super) fn lists(sections: &Sections<'_>) -> Result<(), IndexError> {
 }
 
 /// Checks one file's chunk list.
-pub(super) fn list_of(record: &Record, list: &[u8]) -> Result<(), &'static str> {
-    let size = record.size.get();
-    if list.len() as u64 != chunk_count(size) * DIGEST_LEN as u64 {
-        return Err("its chunk list does not fit its size");
-    }
-    if *ObjectDigest::of_list(size, list).as_bytes() != record.digest {
+pub(super) fn list_of<L: AsRef<[u8]>>(record: &Record, list: L) -> Result<ChunkList<L>, &'static str> {
+    let list = ChunkList::new(record.size.get(), list).ok_or("its chunk list does not fit its size")?;
+    if *list.object().as_bytes() != record.digest {
         return Err("its object digest does not follow from its chunk list");
     }
-    Ok(())
+    Ok(list)
 }
 
 fn error(position: usize, path: &[u8], why: &'static str) -> IndexError {

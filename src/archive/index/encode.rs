@@ -7,9 +7,10 @@ use zerocopy::IntoBytes as _;
 use super::layout::*;
 use super::{IndexEntry, IndexError, LayerFacts, LayerFormat, MAX_CHUNKS, MAX_ENTRIES, MAX_NAMES};
 use crate::archive::EntryKind;
-use crate::archive::chunk::{CHUNK_SIZE, Content, ObjectDigest, chunk_count};
+use crate::archive::chunk::Content;
 use crate::digest::Digest;
 use crate::modelkit::Compression;
+use crate::object::{CHUNK_SIZE, ObjectDigest, chunk_count};
 
 /// The index of `layer` that has these entries, sorted already.
 pub(super) fn encode(layer: &LayerFacts, rows: &[IndexEntry]) -> Result<Vec<u8>, IndexError> {

@@ -4,6 +4,16 @@ use super::layout::{MAGIC, VERSION};
 use crate::archive::listing::Contradiction;
 use crate::digest::Digest;
 
+/// Bytes that are not the chunk list of a file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not the chunk list of {path:?}: {why}")]
+pub struct InvalidList {
+    /// The file's path, lossily decoded.
+    pub path: String,
+    /// What is wrong.
+    pub why: &'static str,
+}
+
 /// Bytes, or entries, that are no index of a layer.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {

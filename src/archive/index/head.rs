@@ -3,15 +3,17 @@
 use std::fmt;
 use std::ops::Range;
 
+use bytes::Bytes;
+
 use super::layout::*;
-use super::{ChunkList, IndexError, LayerFacts, check};
-use crate::archive::chunk::{ObjectDigest, chunk_count};
+use super::{IndexError, InvalidList, LayerFacts, check};
 use crate::archive::{Entry, EntryKind};
+use crate::object::{ChunkList, ObjectDigest, chunk_count};
 use crate::path::TreePath;
 
 /// A checked head over bytes of any kind, which must not change: the entries of a layer, sorted by path, none twice.
 #[derive(Clone)]
-pub struct Head<B = Vec<u8>> {
+pub struct Head<B = Bytes> {
     /// The head, and in an index the chunk lists behind it.
     bytes: B,
     layer: LayerFacts,
@@ -163,7 +165,7 @@ pub struct Row<'a> {
 pub enum Chunks<'a> {
     /// In the head: none, or one.
     Here(ChunkList<&'a [u8]>),
-    /// At these bytes of the index; [`ChunkList::parse`] takes them.
+    /// At these bytes of the index; [`Row::list`] takes them.
     At(Range<u64>),
 }
 
@@ -211,7 +213,16 @@ impl<'a> Row<'a> {
             return Some(Chunks::At(start..start + count * DIGEST_LEN as u64));
         }
         let list = &self.record.digest[..count as usize * DIGEST_LEN];
-        Some(Chunks::Here(ChunkList::trusted(size, ObjectDigest::of_list(size, list), list)))
+        ChunkList::new(size, list).map(Chunks::Here)
+    }
+
+    /// Takes the bytes of the index that [`Chunks::At`] told of, if they are what the row's object digest is of.
+    pub fn list<L: AsRef<[u8]>>(&self, bytes: L) -> Result<ChunkList<L>, InvalidList> {
+        let invalid = |why| InvalidList { path: String::from_utf8_lossy(self.path()).into_owned(), why };
+        if !self.record.has_list() {
+            return Err(invalid("it has none"));
+        }
+        check::list_of(self.record, bytes).map_err(invalid)
     }
 
     /// The entry as a value of its own.
@@ -231,10 +242,6 @@ impl<'a> Row<'a> {
             size: self.size(),
             offset: self.offset(),
         }
-    }
-
-    pub(super) fn record(&self) -> &'a Record {
-        self.record
     }
 }
 

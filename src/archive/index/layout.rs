@@ -7,7 +7,7 @@ use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{IndexError, MAX_CHUNKS, MAX_ENTRIES, MAX_NAMES};
-use crate::archive::chunk::CHUNK_SIZE;
+use crate::object::CHUNK_SIZE;
 
 /// What an index begins with.
 pub(super) const MAGIC: [u8; 8] = *b"kitfsidx";

@@ -21,15 +21,15 @@
 
 pub mod annotations;
 mod check;
-mod chunks;
 mod encode;
 mod error;
 mod head;
 mod layout;
 
-pub use chunks::{ChunkList, InvalidList};
-pub use error::IndexError;
+pub use error::{IndexError, InvalidList};
 pub use head::{Child, Children, Chunks, Head, Row, RowKind};
+
+use bytes::Bytes;
 
 use super::Entry;
 use super::chunk::Content;
@@ -37,6 +37,7 @@ use super::listing;
 use super::walker::Caps;
 use crate::digest::Digest;
 use crate::modelkit::{Compression, Format, Layer};
+use crate::object::ChunkList;
 use annotations::Pin;
 use layout::{DIGEST_LEN, Extent, HEADER_LEN, RECORD_LEN};
 
@@ -105,14 +106,14 @@ pub struct IndexEntry {
 
 /// A whole index, checked, over bytes of any kind, which must not change.
 #[derive(Debug, Clone)]
-pub struct Index<B = Vec<u8>>(Head<B>);
+pub struct Index<B = Bytes>(Head<B>);
 
 impl Index {
     /// The index of a layer from its entries, in the order of the archive. The layer was inflated, so its bound held.
     pub fn build(layer: LayerFacts, mut rows: Vec<IndexEntry>) -> Result<Self, IndexError> {
         listing::sort(&mut rows, |row| &row.entry);
         let inflated = layer.inflated;
-        Self::decode(encode::encode(&layer, &rows)?, Some(inflated))
+        Self::decode(encode::encode(&layer, &rows)?.into(), Some(inflated))
     }
 }
 
@@ -139,7 +140,7 @@ impl<B: AsRef<[u8]>> Index<B> {
             Chunks::Here(list) => Some(list),
             Chunks::At(range) => {
                 let list = self.as_bytes().get(range.start as usize..range.end as usize)?;
-                Some(ChunkList::trusted(row.size(), row.object()?, list))
+                ChunkList::new(row.size(), list)
             }
         }
     }
@@ -147,7 +148,7 @@ impl<B: AsRef<[u8]>> Index<B> {
     /// The entry at a position, as [`Index::build`] takes it.
     pub fn entry(&self, position: usize) -> Option<IndexEntry> {
         let entry = self.0.row(position)?.to_entry();
-        Some(IndexEntry { entry, content: self.chunks(position).map(|list| list.to_content()) })
+        Some(IndexEntry { entry, content: self.chunks(position).map(|list| Content::of(&list)) })
     }
 
     /// What names it in a manifest.

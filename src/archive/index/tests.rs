@@ -4,11 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::archive::EntryKind;
-use crate::archive::chunk::{CHUNK_SIZE, ObjectDigest, chunk_count};
 use crate::archive::listing::Listing;
 use crate::archive::testing::{Tar, content_of, headers, index_of, stream};
 use crate::archive::testing_trees::{pack, tree};
 use crate::modelkit::Kind;
+use crate::object::{CHUNK_SIZE, ObjectDigest, chunk_count};
 use crate::path::TreePath;
 
 const CHUNK: u64 = CHUNK_SIZE as u64;
@@ -45,7 +45,7 @@ fn rows<B: AsRef<[u8]>>(index: &Index<B>) -> Vec<IndexEntry> {
     (0..index.head().len()).map(|at| index.entry(at).expect("within")).collect()
 }
 
-fn names(children: Children<'_, Vec<u8>>) -> Vec<(String, bool)> {
+fn names(children: Children<'_, Bytes>) -> Vec<(String, bool)> {
     children.map(|child| (String::from_utf8_lossy(child.name).into_owned(), child.position.is_some())).collect()
 }
 
@@ -76,7 +76,7 @@ fn the_object_of_a_file_is_told_whether_it_is_stored_or_computed() {
     for (at, given) in given.iter().enumerate() {
         let (row, content) = (index.head().row(at).expect("within"), given.content.as_ref().expect("a file"));
         assert_eq!(row.object(), Some(content.object), "{row:?}");
-        assert_eq!(index.chunks(at).expect("a file").to_content(), *content);
+        assert_eq!(Content::of(&index.chunks(at).expect("a file")), *content);
     }
 }
 
@@ -94,7 +94,7 @@ fn a_small_file_needs_the_head_alone_and_a_large_one_its_list() {
 
     let Some(Chunks::At(range)) = row(b"b").chunks() else { panic!("a large file") };
     let fetched = &index.as_bytes()[range.start as usize..range.end as usize];
-    let list = ChunkList::parse(&row(b"b"), fetched).expect("its list");
+    let list = row(b"b").list(fetched).expect("its list");
     assert_eq!((list.len(), list.size(), list.object()), (2, CHUNK + 1, content_of(&bytes).object));
     assert_eq!(list.digest(1), Some(Digest::of(&[7])));
     assert_eq!((list.range(0), list.range(1), list.range(2)), (Some(0..CHUNK), Some(CHUNK..CHUNK + 1), None));
@@ -102,7 +102,7 @@ fn a_small_file_needs_the_head_alone_and_a_large_one_its_list() {
 
     let mut spoilt = fetched.to_vec();
     spoilt[63] ^= 1;
-    let why = |row: &Row<'_>, bytes: &[u8]| ChunkList::parse(row, bytes).expect_err("refused").why;
+    let why = |row: &Row<'_>, bytes: &[u8]| row.list(bytes).expect_err("refused").why;
     assert_eq!(why(&row(b"b"), &spoilt), "its object digest does not follow from its chunk list");
     assert_eq!(why(&row(b"b"), &fetched[..32]), "its chunk list does not fit its size");
     assert_eq!(why(&row(b"c"), fetched), "its chunk list does not fit its size");
@@ -209,6 +209,7 @@ fn an_index_is_of_the_layer_that_the_plan_knows_and_of_no_other() {
         size: 100,
         diff_id: None,
         media_type: "application/vnd.kitops.modelkit.code.v1.tar".to_owned(),
+        annotations: BTreeMap::new(),
         kind: Kind::Code,
         name: None,
         path: ".".to_owned(),
@@ -278,7 +279,7 @@ proptest! {
                 prop_assert_eq!(&entries[..], listing.entries());
                 for (entry, bytes) in &streamed {
                     let at = index.head().find(entry.path.as_bytes()).expect("listed");
-                    let content = index.chunks(at).map(|list| list.to_content());
+                    let content = index.chunks(at).map(|list| Content::of(&list));
                     prop_assert_eq!(content, (entry.kind == EntryKind::File).then(|| content_of(bytes)));
                 }
                 let again = index_of(&layer).expect("as before");

@@ -2,8 +2,8 @@
 #![no_main]
 
 use kitfs::archive::EntryKind;
-use kitfs::archive::chunk::ObjectDigest;
-use kitfs::archive::index::{ChunkList, Chunks, Head, Index};
+use kitfs::object::ObjectDigest;
+use kitfs::archive::index::{Chunks, Head, Index};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(row.object(), Some(content.object));
         }
         if let Some(Chunks::At(range)) = row.chunks() {
-            ChunkList::parse(&row, &data[range.start as usize..range.end as usize]).expect("was checked with the index");
+            row.list(&data[range.start as usize..range.end as usize]).expect("was checked with the index");
         }
         let parent = entry.entry.path.parent().unwrap_or_default();
         let listed = head.children(parent.as_bytes()).filter(|child| child.position == Some(at)).count();
