@@ -3,24 +3,30 @@
 //! ```text
 //! <root>/                      0700, owned by us
 //!   format                     the layout's version
-//!   blobs/sha256/<ab>/<hex>    manifests and configs: small, hashed again at each read
+//!   blobs/sha256/<ab>/<hex>    manifests, configs, named indexes and their heads: hashed again at each read
 //!   indexes/<ab>/<key>         derived indexes, each behind a digest of its own
 //!   objects/<ab>/<hex>         complete, verified files, 0444
+//!   partial/<ab>/<hex>         sparse file being filled: its holes are the map; <hex>.list its chunk digests
 //!   incoming/<key>/            a fill in progress, locked
 //!   tags/<ab>/<key>            the last known digest of a tag
 //! ```
 //!
 //! Invariants:
 //! - What has a name under `objects/` was verified and on the disk before it got the name ([`staging`]).
-//! - Every file appears by rename, so a reader sees all of it or none.
+//! - Every file but a partial one appears by rename, so a reader sees all of it or none; of a partial one nothing
+//!   counts before it was hashed.
 //! - Whatever is missing, short or wrong counts as absent; the worst that a crash costs is a fetch.
 //!
-//! Locks: `flock` on `incoming/<key>/lock` (exclusive, while a fill stages there) and on an open object (shared). None
+//! Locks: `flock` on `incoming/<key>/lock` (exclusive, while a fill stages there) and on an open object or
+//! partial file (shared). None
 //! is waited for and none is taken while another is held.
 //!
 //! All calls block on the disk: call them from a blocking thread.
 
+mod blobs;
+mod map;
 mod objects;
+mod partial;
 mod small;
 pub mod staging;
 
@@ -32,7 +38,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use objects::Object;
+pub use blobs::NewBlob;
+pub use objects::{CachedRange, Object};
+pub use partial::Partial;
 pub use small::KnownTag;
 pub use staging::{Sealed, StagedFile, StagedNumber, StagedState, Staging};
 
@@ -108,7 +116,7 @@ impl Cache {
         }
         let cache = Self { root: root.to_owned(), staged: Mutex::new(HashMap::new()), counter: AtomicU64::new(0) };
         cache.check_format()?;
-        for dir in ["blobs/sha256", "indexes", "objects", "incoming", "tags"] {
+        for dir in ["blobs/sha256", "indexes", "objects", "partial", "incoming", "tags"] {
             make_dir(&root.join(dir))?;
         }
         cache.sweep_incoming();
@@ -131,7 +139,7 @@ impl Cache {
                     let found = "(no such file, and the directory is not empty)".to_owned();
                     return Err(CacheError::Format { path: self.root.clone(), found });
                 }
-                self.write_file(&path, FORMAT.as_bytes())
+                self.write_file(&path, &[FORMAT.as_bytes()])
             }
             Err(error) => Err(io_error("read", &path)(error)),
         }
@@ -145,15 +153,15 @@ impl Cache {
         path
     }
 
-    /// Writes a file as a whole: to a temporary name, synced, then renamed.
-    fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), CacheError> {
+    /// Writes a file as a whole, from its parts: to a temporary name, synced, then renamed.
+    fn write_file(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
         if let Some(parent) = path.parent() {
             make_dir(parent)?;
         }
         let serial = self.counter.fetch_add(1, Ordering::Relaxed);
         let temporary = path.with_extension(format!("{}.{serial}.tmp", std::process::id()));
         let written = new_file(&temporary, 0o600)
-            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_data()))
+            .and_then(|mut file| parts.iter().try_for_each(|part| file.write_all(part)).and_then(|()| file.sync_data()))
             .and_then(|()| fs::rename(&temporary, path));
         written.map_err(|cause| {
             // The error that counts is the first one.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,6 +28,45 @@ impl Object {
     /// Its size in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// A range of it, which ends within it.
+    pub fn range(&self, range: Range<u64>) -> CachedRange {
+        CachedRange::new(self.file.clone(), range)
+    }
+}
+
+/// A range of a file in the cache whose bytes have been verified: in a complete object, or chunk by chunk in a file that
+/// is being filled. It is made in this module and in `partial` alone, so holding one is the proof.
+#[derive(Debug, Clone)]
+pub struct CachedRange {
+    file: Arc<File>,
+    range: Range<u64>,
+}
+
+impl CachedRange {
+    pub(super) fn new(file: Arc<File>, range: Range<u64>) -> Self {
+        Self { file, range }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Where the bytes begin in it.
+    pub fn offset(&self) -> u64 {
+        self.range.start
+    }
+
+    /// How many they are.
+    pub fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
     }
 }
 

@@ -1,11 +1,17 @@
-//! Small files: manifests and configs by digest, derived indexes by key, the last known digests of tags.
+//! Derived indexes by key, and the last known digests of tags.
 
 use std::fs;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
+
+use super::map::contents;
 use super::{Cache, CacheError, io_error};
-use crate::digest::{Digest, Unverified, Verified};
+use crate::digest::Digest;
+
+/// The length of the digest that a derived index stands behind.
+const DIGEST_LEN: usize = 32;
 
 /// What a tag was when it was last resolved.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -19,35 +25,15 @@ pub struct KnownTag {
 }
 
 impl Cache {
-    /// A blob, if it is here and hashes right. A damaged one is removed.
-    pub fn blob(&self, digest: &Digest) -> Result<Option<Verified>, CacheError> {
-        let path = self.spread("blobs/sha256", &digest.hex());
-        let Some(bytes) = read(&path)? else { return Ok(None) };
-        match Unverified::new(bytes).verify(digest) {
-            Ok(verified) => Ok(Some(verified)),
-            Err(mismatch) => {
-                tracing::warn!(path = %path.display(), %mismatch, "cache: damaged blob removed");
-                fs::remove_file(&path).map_err(io_error("remove", &path))?;
-                Ok(None)
-            }
-        }
-    }
-
-    /// Keeps a small blob.
-    pub fn keep_blob(&self, digest: &Digest, bytes: &Verified) -> Result<(), CacheError> {
-        let path = self.spread("blobs/sha256", &digest.hex());
-        if path.exists() { Ok(()) } else { self.write_file(&path, bytes.bytes()) }
-    }
-
-    /// A derived index by its key, if it is here and undamaged.
-    pub fn index(&self, key: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
+    /// A derived index by its key, if it is here and undamaged; a long one is mapped and not read.
+    pub fn index(&self, key: &Digest) -> Result<Option<Bytes>, CacheError> {
         let path = self.spread("indexes", &key.hex());
-        let Some(bytes) = read(&path)? else { return Ok(None) };
-        let Some((digest, body)) = bytes.split_first_chunk::<32>() else {
-            return Ok(None);
-        };
-        if Digest::of(body) == Digest::from_bytes(*digest) {
-            return Ok(Some(body.to_vec()));
+        let Some(mut bytes) = contents(&path)? else { return Ok(None) };
+        if bytes.len() >= DIGEST_LEN {
+            let body = bytes.split_off(DIGEST_LEN);
+            if *Digest::of(&body).as_bytes() == *bytes {
+                return Ok(Some(body));
+            }
         }
         tracing::warn!(path = %path.display(), "cache: damaged index removed");
         fs::remove_file(&path).map_err(io_error("remove", &path))?;
@@ -55,15 +41,14 @@ impl Cache {
     }
 
     /// Keeps a derived index: the digest of the body, then the body.
-    pub(super) fn keep_index(&self, key: &Digest, body: &[u8]) -> Result<(), CacheError> {
-        let bytes = [Digest::of(body).as_bytes(), body].concat();
-        self.write_file(&self.spread("indexes", &key.hex()), &bytes)
+    pub fn keep_index(&self, key: &Digest, body: &[u8]) -> Result<(), CacheError> {
+        self.write_file(&self.spread("indexes", &key.hex()), &[Digest::of(body).as_bytes(), body])
     }
 
     /// The digest that `repository:tag` had when it was last resolved.
     pub fn known_tag(&self, reference: &str) -> Result<Option<KnownTag>, CacheError> {
         let path = self.spread("tags", &Digest::of(reference.as_bytes()).hex());
-        let Some(bytes) = read(&path)? else { return Ok(None) };
+        let Some(bytes) = contents(&path)? else { return Ok(None) };
         let known = serde_json::from_slice::<KnownTag>(&bytes).ok();
         Ok(known.filter(|known| known.reference == reference))
     }
@@ -74,16 +59,6 @@ impl Cache {
         let known = KnownTag { reference: reference.to_owned(), digest: *digest, seen };
         let path = self.spread("tags", &Digest::of(reference.as_bytes()).hex());
         let bytes = serde_json::to_vec(&known).map_err(|error| io_error("encode", &path)(io::Error::other(error)))?;
-        self.write_file(&path, &bytes)
+        self.write_file(&path, &[&bytes])
     }
-}
-
-fn read(path: &std::path::Path) -> Result<Option<Vec<u8>>, CacheError> {
-    use std::io::Read as _;
-    let Some(mut file) = super::open_existing(path).map_err(io_error("open", path))? else {
-        return Ok(None);
-    };
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map_err(io_error("read", path))?;
-    Ok(Some(bytes))
 }

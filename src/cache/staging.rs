@@ -56,6 +56,11 @@ impl StagedFile {
         self.file.write_all_at(bytes, offset).map_err(io_error("write", &self.path))
     }
 
+    /// Waits until its bytes are on the disk.
+    pub(super) fn sync(&self) -> Result<(), CacheError> {
+        self.file.sync_data().map_err(io_error("sync", &self.path))
+    }
+
     /// Where it lies, for a reader who has agreed to unverified bytes (`--verify=stream`).
     pub fn path(&self) -> &Path {
         &self.path

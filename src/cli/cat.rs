@@ -13,6 +13,7 @@ use super::output::{self, Output};
 use super::progress::Progress;
 use super::{Failure, walk};
 use crate::archive::{Entry, EntryKind};
+use crate::fetch::chunks::Piece;
 use crate::fetch::{Context, Kit, LayerFetch, Tier, Verify};
 use crate::fs::{Fs, FsError, NodeKind, ReadReply};
 use crate::path::TreePath;
@@ -104,13 +105,22 @@ impl Cat {
             drop(progress.take());
             match content {
                 ReadReply::End => break,
-                ReadReply::Memory(bytes) => out.bytes(bytes.bytes())?,
-                ReadReply::Object { object, offset, len } => copy(out, object.file(), offset, len)?,
+                ReadReply::Pieces(pieces) => {
+                    for piece in pieces {
+                        match piece {
+                            Piece::Memory(bytes) => out.bytes(bytes.bytes())?,
+                            Piece::File(range) => copy(out, range.file(), range.offset(), range.len() as usize)?,
+                        }
+                    }
+                }
                 ReadReply::Staged { file, offset, len } => copy(out, &file, offset, len)?,
             }
             offset += len;
         }
-        if streams && let Some(layer) = layer_of(&fs, attr.ino).await {
+        if streams
+            && let Some(layer) = layer_of(&fs, attr.ino).await
+            && layer.known().is_none()
+        {
             // Only now it is known whether what was written is true.
             layer.fill().await?;
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::archive::index::IndexError;
+use crate::archive::index::{IndexError, InvalidList};
 use crate::archive::inflate::InflateError;
 use crate::archive::listing::Contradiction;
 use crate::archive::walker::TarError;
@@ -63,6 +63,20 @@ pub enum FetchError {
         /// Where and how.
         #[source]
         cause: ArchiveError,
+    },
+    /// The index that is named for a layer is not to be had, or not to be used. A registry that can't be reached is a
+    /// [`FetchError::Source`] or [`FetchError::Timeout`] instead: it may have the index.
+    #[error("index {index} of layer {layer}, from {source_name}")]
+    Index {
+        /// The layer.
+        layer: Digest,
+        /// The index that is named for it.
+        index: Digest,
+        /// The source that was asked.
+        source_name: String,
+        /// What is wrong with it.
+        #[source]
+        cause: Box<BadIndex>,
     },
     /// An entry lies outside the path that the Kitfile gives its layer.
     #[error("layer {layer} holds {path}, which lies outside its path {root}")]
@@ -128,6 +142,37 @@ pub enum FetchError {
     /// What another task found and shares.
     #[error(transparent)]
     Shared(#[from] Arc<FetchError>),
+}
+
+/// Why a named index is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadIndex {
+    /// The source has no such blob.
+    #[error("it is missing")]
+    Missing(#[source] SourceError),
+    /// The bytes are not those that are named.
+    #[error("it is false")]
+    False(#[source] Mismatch),
+    /// The bytes are those that are named, and no index.
+    #[error("it is invalid")]
+    Invalid(#[source] IndexError),
+    /// The bytes that should be a file's chunk list are not.
+    #[error("it is false")]
+    List(#[source] InvalidList),
+    /// It is an index, of another layer.
+    #[error("it is of layer {found}, or of the same bytes read in another way")]
+    OtherLayer {
+        /// The layer that it is of.
+        found: Digest,
+    },
+    /// Its head tells of an index of another length.
+    #[error("its head is of an index of {found} bytes, but the kit names one of {named}")]
+    Length {
+        /// What the kit says.
+        named: u64,
+        /// What the head says.
+        found: u64,
+    },
 }
 
 /// What can be wrong inside a layer.

@@ -3,7 +3,6 @@
 //! When the digest holds, the staged files become objects, readers are served, and the commit to disk follows in the
 //! background. One process fills a layer at a time; the others wait as long as it makes progress.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -77,8 +76,7 @@ impl Fill {
         let key = self.key();
         // Decoded there too: the index of a million files takes seconds.
         let bound = self.context.limits.max_inflated;
-        let decode =
-            move |cache: &Cache| Ok(cache.index(&key)?.map(|bytes| Index::decode(bytes::Bytes::from(bytes), bound)));
+        let decode = move |cache: &Cache| Ok(cache.index(&key)?.map(|bytes| Index::decode(bytes, bound)));
         let Some(decoded) = self.context.blocking(&self.what(), decode).await? else { return Ok(None) };
         match decoded {
             Ok(index) if index.head().layer().fit(&self.layer) => Ok(Some(Arc::new(index))),
@@ -191,13 +189,4 @@ impl Fill {
             }
         });
     }
-}
-
-/// Sources that gave false bytes for a layer, and whether the layer itself is refused. In memory, per mount.
-#[derive(Debug, Default)]
-pub struct Poison {
-    /// Positions of sources that are not asked again.
-    pub sources: HashSet<usize>,
-    /// Why nothing of the layer is served any more.
-    pub layer: Option<String>,
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 
 use super::layer::LayerFetch;
+use super::named::Named;
 use super::resolve::Resolved;
 use super::{Context, FetchError, Tier};
 use crate::fetch::listing::Probe;
@@ -25,11 +26,11 @@ pub struct Kit {
 impl Kit {
     /// Opens what was resolved. Nothing is fetched.
     pub fn open(context: &Context, resolved: Resolved) -> Self {
-        let fetch = |layer: &crate::modelkit::Layer| {
+        let fetch = |(layer, named): (&crate::modelkit::Layer, &Option<Named>)| {
             let sources = resolved.origins.get(layer.kit).map(|origin| origin.sources.clone()).unwrap_or_default();
-            LayerFetch::new(layer.clone(), context.clone(), sources)
+            LayerFetch::new(layer.clone(), context.clone(), sources, *named)
         };
-        let layers = resolved.plan.layers.iter().map(fetch).collect();
+        let layers = resolved.plan.layers.iter().zip(&resolved.named).map(fetch).collect();
         Self { resolved, layers }
     }
 
@@ -71,6 +72,7 @@ impl Kit {
                 return Err(FetchError::Conflict(self.describe(&conflict)));
             }
         }
+        warnings.extend(self.layers.iter().filter_map(|layer| layer.unusable_index().map(str::to_owned)));
         Ok(warnings)
     }
 

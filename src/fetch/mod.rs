@@ -4,13 +4,16 @@
 //! - [`kit`]: an opened kit: its layers, and what is known of them.
 //! - [`layer`]: one layer: what its root is, what it holds, its content; each a single [`flight`] for all who ask.
 //! - [`listing`]: names and sizes from headers read by range, not yet proved.
+//! - [`named`]: an index that the kit, or a referrer that the user trusts, names: fetched and proved.
 //! - [`mod@pass`]: a whole layer read once: hashed, inflated, cut into files.
 //! - [`fill`]: a pass that keeps the files, once the digest held.
+//! - [`chunks`]: files that are filled chunk by chunk; [`requests`]: getting the chunks that are missing.
 //! - `staged`: what a fill has written so far, for `--verify=stream`.
 //! - [`transfer`]: ranges with retries, and an ordered stream of several ranges in flight.
 //!
 //! Every wait here has a deadline ([`Limits`]) and every task outlives the reader who started it.
 
+pub mod chunks;
 pub mod error;
 pub mod fill;
 pub mod flight;
@@ -19,6 +22,7 @@ pub mod layer;
 pub mod listing;
 pub mod named;
 pub mod pass;
+pub mod requests;
 pub mod resolve;
 mod staged;
 pub mod transfer;
@@ -26,9 +30,10 @@ pub mod transfer;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
-pub use error::{ArchiveError, FetchError};
+use chunks::OpenFiles;
+pub use error::{ArchiveError, BadIndex, FetchError};
 pub use kit::Kit;
 pub use layer::{LayerFetch, Tier};
 pub use resolve::{Access, Request, Resolved, resolve, resolve_digest};
@@ -84,6 +89,8 @@ pub struct Context {
     pub verify: Verify,
     /// Layers that may be fetched whole at the same time.
     fills: Arc<Semaphore>,
+    /// Files that are being filled chunk by chunk.
+    files: Arc<OpenFiles>,
 }
 
 /// So many layers are fetched whole at a time: enough to use a wire and two cores, and it bounds the ranges, windows and
@@ -93,7 +100,7 @@ const FILLS: usize = 4;
 impl Context {
     /// What the kits of a process share.
     pub fn new(cache: Arc<Cache>, limits: Limits, verify: Verify) -> Self {
-        Self { cache, limits, verify, fills: Arc::new(Semaphore::new(FILLS)) }
+        Self { cache, limits, verify, fills: Arc::new(Semaphore::new(FILLS)), files: Arc::default() }
     }
 
     /// Runs disk work on a blocking thread.
@@ -106,6 +113,30 @@ impl Context {
         match tokio::task::spawn_blocking(move || work(&cache)).await {
             Ok(outcome) => Ok(outcome?),
             Err(_) => Err(FetchError::Lost { what: what.to_owned() }),
+        }
+    }
+}
+
+/// Waits for `work`, but for no longer than the read timeout without progress.
+async fn while_progressing<T>(
+    work: impl Future<Output = Result<T, FetchError>>,
+    mut progress: watch::Receiver<u64>,
+    limits: &Limits,
+    what: &str,
+) -> Result<T, FetchError> {
+    /// A transfer gives up by itself after the read timeout, with the better error; this is the net below it.
+    const NET: Duration = Duration::from_secs(5);
+    let patience = limits.read_timeout;
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            outcome = &mut work => return outcome,
+            // Where the one who tells of progress has gone, only the outcome is left to wait for.
+            () = async { if progress.changed().await.is_err() { std::future::pending().await } } => {}
+            () = tokio::time::sleep(patience + NET) => {
+                return Err(FetchError::Timeout { what: what.to_owned(), after: patience, cause: None });
+            }
         }
     }
 }

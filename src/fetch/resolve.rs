@@ -110,7 +110,9 @@ pub async fn resolve(context: &Context, access: &Access, request: &Request) -> R
         Some(KitfileSource::Rendered(bytes)) => Some(bytes.clone()),
         Some(KitfileSource::Layer { digest, size }) => {
             let blob = BlobId { digest: *digest, size: *size };
-            Some(resolver.blob("Kitfile", &origins[0].sources, blob).await?)
+            let bytes = resolver.blob("Kitfile", &origins[0].sources, blob).await?;
+            // It is served, so not from a map of the cache's file.
+            Some(bytes.derive(<[u8]>::to_vec))
         }
     };
     Ok(Resolved {

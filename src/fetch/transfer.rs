@@ -44,12 +44,22 @@ impl Transfer {
     /// All bytes of a range.
     pub async fn range(&self, range: Range<u64>) -> Result<Vec<Unverified>, FetchError> {
         let mut pieces = Vec::new();
+        self.each_piece(range, |piece| pieces.push(piece)).await?;
+        Ok(pieces)
+    }
+
+    /// Hands on the bytes of a range as they arrive, in order and each once, whatever breaks on the way.
+    pub async fn each_piece(
+        &self,
+        range: Range<u64>,
+        mut take: impl FnMut(Unverified) + Send,
+    ) -> Result<(), FetchError> {
         let mut received = 0;
         let mut pause = Pause::new(self.limits.read_timeout);
         let mut counted = 0;
         loop {
             let rest = range.start + received..range.end;
-            let Err(error) = self.read_into(rest, &mut pieces, &mut received).await else { return Ok(pieces) };
+            let Err(error) = self.read_into(rest, &mut take, &mut received).await else { return Ok(()) };
             if received - counted >= PROGRESS {
                 counted = received;
                 pause.reset();
@@ -60,29 +70,17 @@ impl Transfer {
 
     /// The first `len` bytes. A server that ignores ranges is cut off after them.
     pub async fn head(&self, len: u64) -> Result<Vec<u8>, FetchError> {
-        let pieces = match self.range(0..len).await {
-            Err(FetchError::Source { cause: SourceError::RangeIgnored { .. }, .. }) => {
-                let mut pieces = Vec::new();
-                let mut stream = self.clone().sequential();
-                let mut received = 0;
-                while received < len {
-                    let Some(piece) = stream.try_next().await? else { break };
-                    received += piece.len() as u64;
-                    pieces.push(piece);
-                }
-                pieces
-            }
-            other => other?,
+        let append = |mut bytes: Vec<u8>, piece: Unverified| async move {
+            bytes.extend_from_slice(piece.peek());
+            Ok(bytes)
         };
-        let mut bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.peek().iter().copied()).collect();
-        bytes.truncate(len as usize);
-        Ok(bytes)
+        self.first(len).try_fold(Vec::new(), append).await
     }
 
     async fn read_into(
         &self,
         range: Range<u64>,
-        pieces: &mut Vec<Unverified>,
+        take: &mut (impl FnMut(Unverified) + Send),
         received: &mut u64,
     ) -> Result<(), SourceError> {
         if range.is_empty() {
@@ -92,16 +90,20 @@ impl Transfer {
         while let Some(piece) = stream.try_next().await? {
             *received += piece.len() as u64;
             self.received.send_modify(|all| *all += piece.len() as u64);
-            pieces.push(piece);
+            take(piece);
         }
         Ok(())
     }
 
     /// The whole blob in order, over several ranges in flight. A server that ignores ranges is read in one go.
     pub fn ordered(&self) -> BoxStream<'static, Result<Unverified, FetchError>> {
+        self.first(self.blob.size)
+    }
+
+    /// The first `len` bytes in order, likewise.
+    pub fn first(&self, len: u64) -> BoxStream<'static, Result<Unverified, FetchError>> {
         let this = self.clone();
-        let size = self.blob.size;
-        let first = 0..size.min(RANGE);
+        let first = 0..len.min(RANGE);
         if first.is_empty() {
             return stream::empty().boxed();
         }
@@ -110,9 +112,9 @@ impl Transfer {
             match this.range(first.clone()).await {
                 Ok(pieces) => {
                     let head = stream::iter(pieces.into_iter().map(Ok));
-                    head.chain(this.ranges(first.end..size)).boxed()
+                    head.chain(this.ranges(first.end..len)).boxed()
                 }
-                Err(FetchError::Source { cause: SourceError::RangeIgnored { .. }, .. }) => this.sequential(),
+                Err(FetchError::Source { cause: SourceError::RangeIgnored { .. }, .. }) => this.sequential(len),
                 Err(error) => stream::once(async move { Err(error) }).boxed(),
             }
         };
@@ -134,8 +136,9 @@ impl Transfer {
             .try_flatten()
     }
 
-    /// One request for the whole blob; after a break it starts again and drops what is there already.
-    fn sequential(self) -> BoxStream<'static, Result<Unverified, FetchError>> {
+    /// The first `len` bytes from a request for the whole blob; after a break it starts again and drops what is there
+    /// already.
+    fn sequential(self, len: u64) -> BoxStream<'static, Result<Unverified, FetchError>> {
         struct State {
             transfer: Transfer,
             open: Option<crate::source::ByteStream>,
@@ -146,10 +149,11 @@ impl Transfer {
         }
         let pause = Pause::new(self.limits.read_timeout);
         let state = State { transfer: self, open: None, delivered: 0, skip: 0, counted: 0, pause };
-        stream::try_unfold(state, |mut state| async move {
+        stream::try_unfold(state, move |mut state| async move {
             loop {
                 let size = state.transfer.blob.size;
-                if state.delivered == size {
+                let left = len - state.delivered;
+                if left == 0 {
                     return Ok(None);
                 }
                 let next = match &mut state.open {
@@ -171,7 +175,8 @@ impl Transfer {
                         let skipped = state.skip.min(piece.len() as u64);
                         state.skip -= skipped;
                         if skipped < piece.len() as u64 {
-                            let rest = Unverified::new(piece.peek().slice(skipped as usize..));
+                            let end = (piece.len() as u64).min(skipped + left);
+                            let rest = Unverified::new(piece.peek().slice(skipped as usize..end as usize));
                             state.delivered += rest.len() as u64;
                             return Ok(Some((rest, state)));
                         }

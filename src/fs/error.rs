@@ -65,6 +65,7 @@ fn fetch_errno(error: &FetchError) -> Errno {
         FetchError::Digest { .. }
         | FetchError::Poisoned { .. }
         | FetchError::Archive { .. }
+        | FetchError::Index { .. }
         | FetchError::OutsideRoot { .. }
         | FetchError::LinkLeaves { .. }
         | FetchError::ListingDiffers { .. }

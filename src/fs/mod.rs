@@ -4,13 +4,14 @@
 //! waits for content when it makes no progress. Reads answer in full up to the end of the file, or with an error.
 //!
 //! Locks, none held across an await, none taken while another is held: `tree` is read by every operation and written
-//! when a layer becomes known; `objects` is touched for a look or an insert.
+//! when a layer becomes known; `open` is touched for a look or an insert.
 
 mod error;
 
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use lru::LruCache;
@@ -18,9 +19,8 @@ use lru::LruCache;
 pub use error::FsError;
 
 use crate::archive::EntryKind;
-use crate::cache::Object;
-use crate::digest::Verified;
-use crate::fetch::layer::RowContent;
+use crate::fetch::chunks::Piece;
+use crate::fetch::layer::{Content, RowContent};
 use crate::fetch::listing::{Listing, Probe};
 use crate::fetch::{Context, FetchError, Kit, Tier, Verify};
 use crate::path::TreePath;
@@ -29,8 +29,8 @@ use crate::tree::{Conflict, Lookup, Meta, Need, NodeId, Origin, ROOT_INO, Tree};
 
 /// How long the kernel may keep what it was told of names below the root: they never change.
 const LONG_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Open objects kept at hand: well below the usual limit of 1,024 descriptors a process.
-const OPEN_OBJECTS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// Open files of the cache kept at hand: well below the usual limit of 1,024 descriptors a process.
+const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 /// Contradictions that are kept and logged; a hostile kit has as many as entries.
 const CONFLICTS: usize = 100;
 /// Directory entries answered at once: more than fit into one reply of the kernel's.
@@ -86,17 +86,8 @@ pub struct DirEntry {
 pub enum ReadReply {
     /// Nothing: the read starts at or behind the end.
     End,
-    /// Verified bytes in memory.
-    Memory(Verified),
-    /// Bytes of a verified object.
-    Object {
-        /// The object.
-        object: Object,
-        /// Where in it.
-        offset: u64,
-        /// How many bytes.
-        len: usize,
-    },
+    /// Verified bytes in memory and in the cache, one piece after the other; never none.
+    Pieces(Vec<Piece>),
     /// Bytes that no digest covers yet, which only [`Verify::Stream`] gives.
     Staged {
         /// The file that stages them.
@@ -162,7 +153,7 @@ pub struct Fs {
     context: Context,
     ownership: Ownership,
     tree: RwLock<Tree>,
-    objects: Mutex<LruCache<(u32, u32), Object>>,
+    open: Mutex<LruCache<(u32, u32), Content>>,
     conflicts: Mutex<Vec<String>>,
 }
 
@@ -174,7 +165,7 @@ impl Fs {
             context,
             ownership,
             tree: RwLock::new(tree),
-            objects: Mutex::new(LruCache::new(OPEN_OBJECTS)),
+            open: Mutex::new(LruCache::new(OPEN_FILES)),
             conflicts: Mutex::default(),
         }
     }
@@ -316,35 +307,46 @@ impl Fs {
             Origin::Skeleton => Err(FsError::IsDirectory),
             Origin::Kitfile => {
                 let kitfile = self.kit.resolved.kitfile.as_ref().ok_or(FsError::Stale)?;
-                Ok(ReadReply::Memory(kitfile.slice(offset as usize..end as usize)))
+                Ok(ReadReply::Pieces(vec![Piece::Memory(kitfile.slice(offset as usize..end as usize))]))
             }
             Origin::Layer { layer, entry } => self.read_layer((layer, entry), offset, len).await,
         }
     }
 
     async fn read_layer(&self, at: (u32, u32), offset: u64, len: usize) -> Result<ReadReply, FsError> {
-        let open = self.objects.lock().unwrap_or_else(|held| held.into_inner()).get(&at).cloned();
-        if let Some(object) = open {
-            return Ok(ReadReply::Object { object, offset, len });
-        }
-        let layer = &self.kit.layers[at.0 as usize];
+        let (layer, row) = (&self.kit.layers[at.0 as usize], at.1 as usize);
+        let range = offset..offset + len as u64;
         loop {
-            match layer.content(at.1 as usize, offset + len as u64).await? {
-                RowContent::Object(object) => {
-                    self.objects.lock().unwrap_or_else(|held| held.into_inner()).put(at, object.clone());
-                    return Ok(ReadReply::Object { object, offset, len });
-                }
-                RowContent::Staged(path) => {
-                    let opened = tokio::task::spawn_blocking(move || File::open(path)).await;
-                    match opened.map_err(|_| FetchError::Lost { what: "a staged file".to_owned() })? {
-                        Ok(file) => return Ok(ReadReply::Staged { file: Arc::new(file), offset, len }),
-                        // The fill ended in between: the next look finds what it came to.
-                        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                        Err(cause) => return Err(FsError::Disk { cause }),
+            let open = self.open_files().get(&at).cloned();
+            let content = match open {
+                Some(content) => content,
+                None => match layer.content(row, range.end).await? {
+                    RowContent::Verified(content) => {
+                        self.open_files().put(at, content.clone());
+                        content
                     }
-                }
-            }
+                    RowContent::Staged(path) => match staged(path).await? {
+                        Some(file) => return Ok(ReadReply::Staged { file, offset, len }),
+                        // The fill ended in between: the next look finds what it came to.
+                        None => continue,
+                    },
+                },
+            };
+            let file = match content {
+                Content::Object(object) => return Ok(ReadReply::Pieces(vec![Piece::File(object.range(range))])),
+                Content::Chunked(file) => file,
+            };
+            match layer.read(row, &file, range.clone()).await {
+                Ok(pieces) => return Ok(ReadReply::Pieces(pieces)),
+                // Its source knows no ranges: the layer is fetched whole after all.
+                Err(error) if layer.comes_whole(&error) => self.open_files().pop(&at),
+                Err(error) => return Err(error.into()),
+            };
         }
+    }
+
+    fn open_files(&self) -> MutexGuard<'_, LruCache<(u32, u32), Content>> {
+        self.open.lock().unwrap_or_else(|held| held.into_inner())
     }
 
     /// An extended attribute: of the root its reference and digest, of a file where it comes from and how far it is
@@ -364,11 +366,8 @@ impl Fs {
                     b"user.kitfs.layer" => layer.layer.digest.to_string(),
                     b"user.kitfs.trust" => layer.tier().to_string(),
                     b"user.kitfs.cached" => if layer.is_cached(row).await? { "yes" } else { "no" }.to_owned(),
-                    // Known only once the layer has been verified.
-                    b"user.kitfs.digest" => {
-                        let object = layer.index().and_then(|index| index.head().row(row)?.object());
-                        object.ok_or(FsError::NoAttribute)?.to_string()
-                    }
+                    // Known only with an index.
+                    b"user.kitfs.digest" => layer.object_of(row).ok_or(FsError::NoAttribute)?.to_string(),
                     _ => return Err(FsError::NoAttribute),
                 }
             }
@@ -386,7 +385,7 @@ impl Fs {
             _ => Vec::new(),
         };
         if let (Origin::Layer { layer, .. }, NodeKind::File) = (origin, meta.kind)
-            && self.kit.layers[layer as usize].index().is_some()
+            && self.kit.layers[layer as usize].known().is_some()
         {
             names.push("user.kitfs.digest");
         }
@@ -485,5 +484,15 @@ impl Fs {
         if more > 0 {
             tracing::error!(more, "more paths are in two layers");
         }
+    }
+}
+
+/// Opens a staged file; `None` where it is staged no more.
+async fn staged(path: PathBuf) -> Result<Option<Arc<File>>, FsError> {
+    let opened = tokio::task::spawn_blocking(move || File::open(path)).await;
+    match opened.map_err(|_| FetchError::Lost { what: "a staged file".to_owned() })? {
+        Ok(file) => Ok(Some(Arc::new(file))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(FsError::Disk { cause }),
     }
 }

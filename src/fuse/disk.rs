@@ -14,6 +14,8 @@ use rustix::io::ReadWriteFlags;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::fetch::chunks::Piece;
+
 /// The largest read that the kernel is told to send; see `max_write` in `init`.
 pub(super) const MAX_READ: u32 = 1 << 20;
 /// Reads that may wait for the disk at once, and buffers that are kept: 32 MiB in all.
@@ -44,15 +46,38 @@ impl Disk {
             return reply(Ok(&buffer));
         }
         drop(buffer);
+        self.off_thread(move |disk| {
+            let mut buffer = disk.buffer(len);
+            let outcome = file.read_exact_at(&mut buffer, offset);
+            reply(outcome.map(|()| &*buffer));
+        });
+    }
+
+    /// Hands the bytes of all pieces, one after the other, to `reply`.
+    pub(super) fn gather(self: &Arc<Self>, pieces: Vec<Piece>, reply: impl FnOnce(io::Result<&[u8]>) + Send + 'static) {
+        match &pieces[..] {
+            [Piece::Memory(bytes)] => return reply(Ok(bytes.bytes())),
+            [Piece::File(range)] => {
+                return self.read(Arc::clone(range.file()), range.offset(), range.len() as usize, reply);
+            }
+            _ => {}
+        }
+        self.off_thread(move |disk| {
+            let mut buffer = disk.buffer(pieces.iter().map(length).sum());
+            let outcome = fill(&mut buffer, &pieces);
+            reply(outcome.map(|()| &*buffer));
+        });
+    }
+
+    /// Runs work that may wait for the disk, when it is its turn.
+    fn off_thread(self: &Arc<Self>, work: impl FnOnce(&Arc<Self>) + Send + 'static) {
         let disk = Arc::clone(self);
         self.runtime.spawn(async move {
             let Ok(permit) = Arc::clone(&disk.permits).acquire_owned().await else {
                 return; // The semaphore is never closed; and a dropped reply answers EIO.
             };
             disk.runtime.clone().spawn_blocking(move || {
-                let mut buffer = disk.buffer(len);
-                let outcome = file.read_exact_at(&mut buffer, offset);
-                reply(outcome.map(|()| &*buffer));
+                work(&disk);
                 drop(permit);
             });
         });
@@ -67,6 +92,26 @@ impl Disk {
         }
         Buffer { disk: Arc::clone(self), bytes, len }
     }
+}
+
+fn length(piece: &Piece) -> usize {
+    match piece {
+        Piece::Memory(bytes) => bytes.bytes().len(),
+        Piece::File(range) => range.len() as usize,
+    }
+}
+
+/// Fills `buffer`, which is as long as all pieces together.
+fn fill(mut buffer: &mut [u8], pieces: &[Piece]) -> io::Result<()> {
+    for piece in pieces {
+        let (part, rest) = buffer.split_at_mut(length(piece));
+        match piece {
+            Piece::Memory(bytes) => part.copy_from_slice(bytes.bytes()),
+            Piece::File(range) => range.file().read_exact_at(part, range.offset())?,
+        }
+        buffer = rest;
+    }
+    Ok(())
 }
 
 /// Fills `buffer` from the page cache, or says that it could not do so without waiting.

@@ -122,20 +122,22 @@ impl fuser::Filesystem for Adapter {
                 .map_err(|error| refusal(&fs, "read", node.0, b"", &error))
         };
         self.answer("read", work, move |outcome| {
-            let (file, offset, len) = match outcome {
-                Ok(ReadReply::End) => return reply.data(&[]),
-                Ok(ReadReply::Memory(bytes)) => return reply.data(bytes.bytes()),
-                Ok(ReadReply::Object { object, offset, len }) => (Arc::clone(object.file()), offset, len),
-                Ok(ReadReply::Staged { file, offset, len }) => (file, offset, len),
+            let content = match outcome {
+                Ok(content) => content,
                 Err(errno) => return reply.error(errno),
             };
-            disk.read(file, offset, len, move |bytes| match bytes {
+            let answer = move |bytes: io::Result<&[u8]>| match bytes {
                 Ok(bytes) => reply.data(bytes),
                 Err(cause) => {
-                    tracing::error!(operation = "read", inode = node.0, offset, len, %cause, "reading the cache failed");
+                    tracing::error!(operation = "read", inode = node.0, offset, size, %cause, "reading the cache failed");
                     reply.error(Errno::EIO);
                 }
-            });
+            };
+            match content {
+                ReadReply::End => answer(Ok(&[])),
+                ReadReply::Pieces(pieces) => disk.gather(pieces, answer),
+                ReadReply::Staged { file, offset, len } => disk.read(file, offset, len, answer),
+            }
         });
     }
 

@@ -19,6 +19,12 @@ pub const SIZE: &str = "dev.kitfs.index.size";
 pub const HEAD: &str = "dev.kitfs.index.head";
 /// On a manifest: the digest of the kit that it was made from by adding indexes.
 pub const SOURCE: &str = "dev.kitfs.index.source";
+/// On a layer of a referrer, which is an index: the digest of the layer that it is of. [`HEAD`] stands beside it; digest and
+/// size are the descriptor's own.
+pub const LAYER: &str = "dev.kitfs.index.layer";
+
+/// How a digest is written.
+const DIGEST_FORM: &str = "`sha256:` and 64 hexadecimal digits";
 
 /// Which index a layer descriptor names, so that it can be fetched and proved: whole, or its head alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +45,12 @@ pub enum InvalidPin {
     /// One is missing beside the others.
     #[error("annotation {key} is missing: {DIGEST}, {SIZE} and {HEAD} stand together or not at all")]
     Missing {
+        /// Which one.
+        key: &'static str,
+    },
+    /// A layer of a referrer lacks one.
+    #[error("annotation {key} is missing: each index in a referrer has {LAYER} and {HEAD}")]
+    Unreferred {
         /// Which one.
         key: &'static str,
     },
@@ -78,9 +90,29 @@ impl Pin {
             return Ok(None);
         }
         let get = |key| annotations.get(key).map(String::as_str).ok_or(InvalidPin::Missing { key });
-        let digest = read(DIGEST, get(DIGEST)?, "`sha256:` and 64 hexadecimal digits", |text| text.parse().ok())?;
+        let digest = read(DIGEST, get(DIGEST)?, DIGEST_FORM, |text| text.parse().ok())?;
         let size = read(SIZE, get(SIZE)?, "a size in decimal digits", decimal)?;
-        let (head_size, head_digest) = read(HEAD, get(HEAD)?, "`<size>:sha256:<64 hexadecimal digits>`", |text| {
+        Self::with_head(digest, size, get(HEAD)?).map(Some)
+    }
+
+    /// The annotations of the index's own descriptor in a referrer, where it is of `layer`.
+    pub fn referrer_annotations(&self, layer: &Digest) -> [(&'static str, String); 2] {
+        [(LAYER, layer.to_string()), (HEAD, format!("{}:{}", self.head_size, self.head_digest))]
+    }
+
+    /// Reads the descriptor of an index in a referrer: the layer that it is of, and the index.
+    pub fn read_referred(
+        digest: Digest,
+        size: u64,
+        annotations: &BTreeMap<String, String>,
+    ) -> Result<(Digest, Self), InvalidPin> {
+        let get = |key| annotations.get(key).map(String::as_str).ok_or(InvalidPin::Unreferred { key });
+        let layer = read(LAYER, get(LAYER)?, DIGEST_FORM, |text| text.parse().ok())?;
+        Ok((layer, Self::with_head(digest, size, get(HEAD)?)?))
+    }
+
+    fn with_head(digest: Digest, size: u64, head: &str) -> Result<Self, InvalidPin> {
+        let (head_size, head_digest) = read(HEAD, head, "`<size>:sha256:<64 hexadecimal digits>`", |text| {
             let (size, digest) = text.split_once(':')?;
             Some((decimal(size)?, digest.parse().ok()?))
         })?;
@@ -88,7 +120,7 @@ impl Pin {
         if lists.is_none() || head_size < HEADER_LEN as u64 || head_size > MAX_HEAD || size > MAX_INDEX {
             return Err(InvalidPin::Sizes { size, head: head_size });
         }
-        Ok(Some(Self { digest, size, head_digest, head_size }))
+        Ok(Self { digest, size, head_digest, head_size })
     }
 }
 
@@ -131,6 +163,21 @@ mod tests {
         assert_eq!(Pin::read(&written), Ok(Some(pin())));
         assert_eq!(written[SIZE], "1064");
         assert_eq!(written[HEAD], format!("1000:{}", Digest::of(b"head")));
+    }
+
+    #[test]
+    fn an_index_in_a_referrer_reads_back_as_it_is_written() {
+        let layer = Digest::of(b"layer");
+        let written = pin().referrer_annotations(&layer).map(|(key, value)| (key.to_owned(), value));
+        let written = BTreeMap::from(written);
+        assert_eq!(Pin::read_referred(pin().digest, pin().size, &written), Ok((layer, pin())));
+        for key in [LAYER, HEAD] {
+            let mut some = written.clone();
+            some.remove(key);
+            assert_eq!(Pin::read_referred(pin().digest, pin().size, &some), Err(InvalidPin::Unreferred { key }));
+        }
+        let sizes = Pin::read_referred(pin().digest, 999, &written);
+        assert_eq!(sizes, Err(InvalidPin::Sizes { size: 999, head: 1000 }));
     }
 
     #[test]

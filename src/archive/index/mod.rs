@@ -17,10 +17,11 @@
 //! - Nothing is built in memory to use one: lookups are binary searches over the bytes.
 //!
 //! `layout` has the sections as types, `check` the rules, `encode` the other direction, `head` and `chunks` the ways to use
-//! an index, `annotations` how manifests name it.
+//! an index, `annotations` how manifests name it, `diff` where two indexes of one layer differ.
 
 pub mod annotations;
 mod check;
+pub mod diff;
 mod encode;
 mod error;
 mod head;

@@ -1,0 +1,221 @@
+//! Files that are filled chunk by chunk: `partial/<ab>/<hex>`, sparse; its holes are the map of what is missing.
+//!
+//! A chunk that is data and not a hole counts only after this process has hashed it, so neither a crash nor another
+//! process's half write can make a wrong byte count: the worst is a chunk that is fetched again. Beside the file may
+//! lie `<hex>.list`, its chunk digests, which its name proves.
+//!
+//! The way of a file: [`Cache::partial`] names it, [`Partial::look`] finds what is there, [`Partial::write`]
+//! adds to it, and once every chunk has been verified in this file by this process, [`Cache::commit`] gives it its name
+//! under `objects/`: after a sync, and by linking this very inode, whatever the path has become.
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use bytes::Bytes;
+use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, flock};
+
+use super::map::contents;
+use super::objects::{CachedRange, is_file_of};
+use super::{Cache, CacheError, io_error, make_dir};
+use crate::digest::Unverified;
+use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
+
+/// A file of which some chunks are here, or none. It is opened when it is first needed.
+#[derive(Debug)]
+pub struct Partial {
+    path: PathBuf,
+    list: ChunkList<Bytes>,
+    file: OnceLock<Arc<File>>,
+    /// Which chunks this process has verified in this file. A mutex, as it is held for a look or a note.
+    chunks: Mutex<Chunks>,
+}
+
+#[derive(Debug)]
+struct Chunks {
+    verified: Vec<bool>,
+    left: usize,
+}
+
+/// A chunk that was found in a file.
+#[derive(Debug)]
+pub struct Found {
+    /// The chunk.
+    pub chunk: VerifiedChunk,
+    /// Whether the file is complete with it.
+    pub completes: bool,
+}
+
+impl Partial {
+    /// The chunk digests of the file.
+    pub fn list(&self) -> &ChunkList<Bytes> {
+        &self.list
+    }
+
+    fn chunks(&self) -> MutexGuard<'_, Chunks> {
+        self.chunks.lock().unwrap_or_else(|held| held.into_inner())
+    }
+
+    /// Whether every chunk has been verified in this file by this process.
+    pub fn is_complete(&self) -> bool {
+        self.chunks().left == 0
+    }
+
+    /// Whether this process has verified a chunk in the file.
+    pub fn has(&self, chunk: u64) -> bool {
+        self.chunks().verified.get(chunk as usize).copied().unwrap_or(false)
+    }
+
+    /// A range of the file, if this process has verified all of it.
+    pub fn range(&self, range: &Range<u64>) -> Option<CachedRange> {
+        let wanted = self.list.chunks_of(range);
+        let chunks = self.chunks();
+        let all = chunks.verified.get(wanted.start as usize..wanted.end as usize)?;
+        let verified = range.end <= self.list.size() && all.iter().all(|verified| *verified);
+        drop(chunks);
+        let file = self.file.get().filter(|_| verified)?;
+        Some(CachedRange::new(file.clone(), range.clone()))
+    }
+
+    /// A chunk, if it is data in the file and hashes right: written by this process or another, now or before.
+    pub fn look(&self, chunk: u64) -> Result<Option<Found>, CacheError> {
+        let Some(file) = self.file(false)? else { return Ok(None) };
+        let Some(range) = self.list.range(chunk) else { return Ok(None) };
+        // Where a file system knows no holes, all is data, and the hash tells.
+        let hole = rustix::fs::seek(file, SeekFrom::Hole(range.start));
+        if hole.is_ok_and(|hole| hole < range.end) {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        file.read_exact_at(&mut bytes, range.start).map_err(io_error("read", &self.path))?;
+        let Ok(chunk) = self.list.verify(chunk, Unverified::new(bytes)) else { return Ok(None) };
+        let completes = self.note(chunk.number());
+        Ok(Some(Found { chunk, completes }))
+    }
+
+    /// Writes a chunk; tells whether that made the file complete.
+    pub fn write(&self, chunk: &VerifiedChunk) -> Result<bool, CacheError> {
+        let range = self.list.range(chunk.number()).filter(|_| chunk.object() == self.list.object());
+        let (Some(range), Some(file)) = (range, self.file(true)?) else { return Ok(false) };
+        file.write_all_at(chunk.bytes().bytes(), range.start).map_err(io_error("write", &self.path))?;
+        Ok(self.note(chunk.number()))
+    }
+
+    /// Notes that a chunk is verified in the file; tells whether it was the last one.
+    fn note(&self, chunk: u64) -> bool {
+        let mut chunks = self.chunks();
+        match chunks.verified.get_mut(chunk as usize) {
+            Some(verified) if !*verified => *verified = true,
+            _ => return false,
+        }
+        chunks.left -= 1;
+        chunks.left == 0
+    }
+
+    /// The file, opened once and from then on the same, whatever its path leads to. `None` where there is none.
+    fn file(&self, create: bool) -> Result<Option<&Arc<File>>, CacheError> {
+        if let Some(file) = self.file.get() {
+            return Ok(Some(file));
+        }
+        let path = &self.path;
+        if create && let Some(parent) = path.parent() {
+            make_dir(parent)?;
+        }
+        let flags = OFlags::NOFOLLOW.bits().cast_signed();
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).create(create).mode(0o600).custom_flags(flags);
+        let file = match options.open(path) {
+            Ok(file) => file,
+            // What a process left that was killed while it gave the file its name.
+            Err(error) if create && error.kind() == io::ErrorKind::PermissionDenied => {
+                let anew = fs::remove_file(path).and_then(|()| options.open(path));
+                anew.map_err(io_error("open", path))?
+            }
+            Err(error) if !create && error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("open", path)(error)),
+        };
+        // Shared by all who fill it; who evicts it would want it alone.
+        flock(&file, FlockOperation::NonBlockingLockShared).map_err(|error| io_error("lock", path)(error.into()))?;
+        if file.metadata().map_err(io_error("stat", path))?.len() != self.list.size() {
+            // New, or damaged: nothing counts before it was hashed.
+            file.set_len(self.list.size()).map_err(io_error("resize", path))?;
+        }
+        // Two threads may open it at once: the path may have become another file in between, so the first one counts.
+        Ok(Some(self.file.get_or_init(|| Arc::new(file))))
+    }
+}
+
+impl Cache {
+    /// The partial file of an object. Nothing is opened or made yet.
+    pub fn partial(&self, list: ChunkList<Bytes>) -> Partial {
+        let count = usize::try_from(list.len()).unwrap_or(usize::MAX);
+        let chunks = Mutex::new(Chunks { verified: vec![false; count], left: count });
+        let path = self.spread("partial", &list.object().hex());
+        Partial { path, list, file: OnceLock::new(), chunks }
+    }
+
+    /// The chunk digests that were kept beside a partial file.
+    pub fn chunk_list(&self, object: &ObjectDigest, size: u64) -> Result<Option<ChunkList<Bytes>>, CacheError> {
+        let path = self.list_path(object);
+        let Some(bytes) = contents(&path)? else { return Ok(None) };
+        Ok(ChunkList::new(size, bytes).filter(|list| list.object() == *object))
+    }
+
+    /// Keeps the chunk digests of a file that is about to be filled.
+    pub fn keep_chunk_list(&self, list: &ChunkList<Bytes>) -> Result<(), CacheError> {
+        self.write_file(&self.list_path(&list.object()), &[list.as_bytes()])
+    }
+
+    fn list_path(&self, object: &ObjectDigest) -> PathBuf {
+        self.spread("partial", &object.hex()).with_extension("list")
+    }
+
+    /// How many bytes of an object's partial file are on the disk, verified or not.
+    pub fn partial_bytes(&self, object: &ObjectDigest) -> u64 {
+        let found = fs::symlink_metadata(self.spread("partial", &object.hex()));
+        found.map_or(0, |found| found.len().min(found.blocks() * 512))
+    }
+
+    /// Makes complete files objects: one sync of the file system, then their names.
+    pub fn commit(&self, complete: &[&Partial]) -> Result<(), CacheError> {
+        let root = File::open(&self.root).map_err(io_error("open", &self.root))?;
+        rustix::fs::syncfs(&root).map_err(|error| io_error("sync", &self.root)(error.into()))?;
+        complete.iter().filter(|partial| partial.is_complete()).try_for_each(|partial| self.name(partial))
+    }
+
+    fn name(&self, partial: &Partial) -> Result<(), CacheError> {
+        let Some(file) = partial.file.get() else { return Ok(()) };
+        let object = partial.list.object();
+        let target = self.spread("objects", &object.hex());
+        if let Some(parent) = target.parent() {
+            make_dir(parent)?;
+        }
+        let failed = |cause| io_error("name", &target)(cause);
+        file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(failed)?;
+        match link(file, &target) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if !is_file_of(&target, partial.list.size()) {
+                    let spare = partial.path.with_extension(format!("{}.new", std::process::id()));
+                    link(file, &spare).and_then(|()| fs::rename(&spare, &target)).map_err(failed)?;
+                }
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        // The path may be a newer file's by now: that one would only be fetched again. What stays is garbage, not harm.
+        let _ = fs::remove_file(&partial.path);
+        let _ = fs::remove_file(self.list_path(&object));
+        Ok(())
+    }
+}
+
+/// Gives an open file a name, whatever names it had.
+fn link(file: &File, target: &std::path::Path) -> io::Result<()> {
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let here = rustix::fs::CWD;
+    Ok(rustix::fs::linkat(here, open, here, target, AtFlags::SYMLINK_FOLLOW)?)
+}

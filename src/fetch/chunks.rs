@@ -1,0 +1,260 @@
+//! Files that are filled chunk by chunk, shared by all of the process that read the same content, of whatever kit.
+//!
+//! A missing chunk is claimed by one reader; the others wait for the same answer. Who holds a [`Claim`] looks whether
+//! the chunk is on the disk after all (another process may have written it) and else fetches it ([`super::requests`]).
+//! The bytes are answered once they are verified, and written then.
+//!
+//! Locks: a plain mutex around the slots of a file, one around the map of files, one around the files that wait to be
+//! committed; each held for a look or a note, none across an await, none while another is held, but for the map of
+//! verified chunks, which is looked at under the slots.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::FetchError;
+use super::flight::Outcome;
+use crate::cache::{Cache, CachedRange, Partial};
+use crate::digest::{Mismatch, Unverified, Verified};
+use crate::object::{ChunkList, ObjectDigest};
+
+/// Verified bytes of a file, in memory or in the cache.
+#[derive(Debug, Clone)]
+pub enum Piece {
+    /// In memory.
+    Memory(Verified),
+    /// In a file of the cache.
+    File(CachedRange),
+}
+
+/// A file of which some chunks are in the cache.
+#[derive(Debug)]
+pub struct Chunked {
+    partial: Partial,
+    slots: Mutex<HashMap<u64, Slot>>,
+}
+
+/// A chunk that somebody is getting.
+#[derive(Debug, Clone)]
+struct Slot {
+    outcome: watch::Receiver<Option<Outcome<Verified>>>,
+    /// Moves as long as it is worth waiting.
+    progress: watch::Receiver<u64>,
+}
+
+/// How a chunk will be had.
+#[derive(Debug)]
+pub enum Wait {
+    /// It is verified in the file.
+    Here,
+    /// Somebody is getting it.
+    Coming(Coming),
+}
+
+/// A chunk that is being got.
+#[derive(Debug)]
+pub struct Coming {
+    slot: Slot,
+    what: String,
+}
+
+/// The right and the duty to get one chunk. Dropped without an outcome, it tells so to those who wait.
+#[derive(Debug)]
+pub struct Claim {
+    file: Arc<Chunked>,
+    chunk: u64,
+    outcome: watch::Sender<Option<Outcome<Verified>>>,
+}
+
+impl Chunked {
+    /// The chunk digests of the file.
+    pub fn list(&self) -> &ChunkList<Bytes> {
+        self.partial.list()
+    }
+
+    /// A range of the file, if all of it is verified in the cache.
+    pub fn cached(&self, range: &Range<u64>) -> Option<CachedRange> {
+        self.partial.range(range)
+    }
+
+    /// Whether all chunks are verified in the cache.
+    pub fn is_complete(&self) -> bool {
+        self.partial.is_complete()
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<u64, Slot>> {
+        self.slots.lock().unwrap_or_else(|held| held.into_inner())
+    }
+
+    /// Claims a chunk unless it is here or somebody has claimed it; either way tells how it will be had. `progress` moves
+    /// as long as the claimant gets on.
+    pub fn claim(self: &Arc<Self>, chunk: u64, progress: &watch::Sender<u64>) -> (Option<Claim>, Wait) {
+        let coming = |slot| {
+            let what = format!("chunk {chunk} of object {}", self.list().object());
+            Wait::Coming(Coming { slot, what })
+        };
+        let mut slots = self.slots();
+        if let Some(slot) = slots.get(&chunk) {
+            return (None, coming(slot.clone()));
+        }
+        // Under the lock: a slot goes only after its chunk was written.
+        if self.partial.has(chunk) {
+            return (None, Wait::Here);
+        }
+        let (sender, outcome) = watch::channel(None);
+        let slot = Slot { outcome, progress: progress.subscribe() };
+        slots.insert(chunk, slot.clone());
+        (Some(Claim { file: self.clone(), chunk, outcome: sender }), coming(slot))
+    }
+}
+
+impl Coming {
+    /// Waits for the chunk as long as there is progress.
+    pub async fn bytes(self, limits: &super::Limits) -> Result<Verified, FetchError> {
+        let Self { mut slot, what } = self;
+        let arrived = async {
+            match slot.outcome.wait_for(Option::is_some).await.as_deref() {
+                Ok(Some(Ok(bytes))) => Ok(bytes.clone()),
+                Ok(Some(Err(error))) => Err(FetchError::Shared(error.clone())),
+                Ok(None) | Err(_) => Err(FetchError::Lost { what: what.clone() }),
+            }
+        };
+        super::while_progressing(arrived, slot.progress, limits, &what).await
+    }
+}
+
+impl Claim {
+    /// The file.
+    pub fn file(&self) -> &Arc<Chunked> {
+        &self.file
+    }
+
+    /// Which chunk.
+    pub fn chunk(&self) -> u64 {
+        self.chunk
+    }
+
+    /// Takes the chunk from the disk, if it is there. Blocks. Gives the claim back if it is not; tells whether the file
+    /// is complete if it is.
+    pub fn look(self) -> Result<bool, Self> {
+        match self.file.partial.look(self.chunk) {
+            Ok(Some(found)) => {
+                self.tell(Ok(found.chunk.bytes().clone()));
+                Ok(found.completes)
+            }
+            Ok(None) => Err(self),
+            Err(error) => {
+                tracing::warn!(%error, "a chunk is fetched again");
+                Err(self)
+            }
+        }
+    }
+
+    /// Verifies the chunk's bytes, answers those who wait, then writes it. Blocks. Gives the claim back if they are not
+    /// the chunk's; tells whether the file is complete if they are.
+    pub fn accept(self, bytes: Unverified) -> Result<bool, (Self, Mismatch)> {
+        let chunk = match self.file.list().verify(self.chunk, bytes) {
+            Ok(chunk) => chunk,
+            Err(mismatch) => return Err((self, mismatch)),
+        };
+        self.tell(Ok(chunk.bytes().clone()));
+        match self.file.partial.write(&chunk) {
+            Ok(completes) => Ok(completes),
+            Err(error) => {
+                tracing::warn!(%error, "the cache did not keep a verified chunk; it will be fetched again");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Says that the chunk can't be had.
+    pub fn fail(self, error: Arc<FetchError>) {
+        self.tell(Err(error));
+    }
+
+    fn tell(&self, outcome: Outcome<Verified>) {
+        // Nobody may be waiting any more.
+        let _ = self.outcome.send(Some(outcome));
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.file.slots().remove(&self.chunk);
+    }
+}
+
+/// The files that this process is filling, and those that wait to be made durable.
+#[derive(Debug, Default)]
+pub struct OpenFiles {
+    files: Mutex<HashMap<ObjectDigest, Weak<Chunked>>>,
+    complete: Mutex<Complete>,
+}
+
+#[derive(Debug, Default)]
+struct Complete {
+    waiting: Vec<Arc<Chunked>>,
+    /// Whether somebody is at it, who will find those that come meanwhile.
+    committing: bool,
+}
+
+impl OpenFiles {
+    /// The file of this content, if it is being filled.
+    pub fn get(&self, object: &ObjectDigest) -> Option<Arc<Chunked>> {
+        self.files().get(object).and_then(Weak::upgrade)
+    }
+
+    /// The file of this content.
+    pub fn get_or_open(&self, cache: &Cache, list: ChunkList<Bytes>) -> Arc<Chunked> {
+        let mut files = self.files();
+        if let Some(file) = files.get(&list.object()).and_then(Weak::upgrade) {
+            return file;
+        }
+        // Amortised: as often as the map would grow.
+        if files.len() == files.capacity() {
+            files.retain(|_, file| file.strong_count() > 0);
+        }
+        let object = list.object();
+        let file = Arc::new(Chunked { partial: cache.partial(list), slots: Mutex::default() });
+        files.insert(object, Arc::downgrade(&file));
+        file
+    }
+
+    fn files(&self) -> MutexGuard<'_, HashMap<ObjectDigest, Weak<Chunked>>> {
+        self.files.lock().unwrap_or_else(|held| held.into_inner())
+    }
+
+    fn complete(&self) -> MutexGuard<'_, Complete> {
+        self.complete.lock().unwrap_or_else(|held| held.into_inner())
+    }
+
+    /// Makes a complete file durable, behind the readers' backs, together with others that become complete meanwhile.
+    pub fn commit(self: &Arc<Self>, cache: &Arc<Cache>, file: Arc<Chunked>) {
+        let mut complete = self.complete();
+        complete.waiting.push(file);
+        if std::mem::replace(&mut complete.committing, true) {
+            return;
+        }
+        drop(complete);
+        let (this, cache) = (self.clone(), cache.clone());
+        tokio::task::spawn_blocking(move || {
+            loop {
+                let group = {
+                    let mut complete = this.complete();
+                    if complete.waiting.is_empty() {
+                        complete.committing = false;
+                        return;
+                    }
+                    std::mem::take(&mut complete.waiting)
+                };
+                let partials: Vec<&Partial> = group.iter().map(|file| &file.partial).collect();
+                if let Err(error) = cache.commit(&partials) {
+                    tracing::error!(%error, "the cache did not keep verified files under their names");
+                }
+            }
+        });
+    }
+}

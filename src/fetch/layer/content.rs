@@ -1,0 +1,281 @@
+//! Bytes of a layer's files.
+//!
+//! What the cache has whole is read from there. Else, where an index tells the chunks of an uncompressed layer, those
+//! that are wanted are fetched and verified one by one; a file of one chunk brings its missing neighbours along. Else
+//! the layer is fetched whole.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::{Known, LayerFetch, RowContent};
+use crate::archive::index::{Chunks, Head, Index};
+use crate::cache::Object;
+use crate::fetch::FetchError;
+use crate::fetch::chunks::{Chunked, Piece, Wait};
+use crate::fetch::flight::Flight;
+use crate::fetch::requests::{GAP, Supply, Want};
+use crate::modelkit::Compression;
+use crate::object::{CHUNK_SIZE, ChunkList};
+use crate::source::SourceError;
+
+/// A file of one chunk is fetched with what lies in the same window of the layer, aligned to this.
+const WINDOW: u64 = 1 << 20;
+
+/// Verified content of a file: all of it, or what there is and how to get more.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// All of it is in the cache.
+    Object(Object),
+    /// It is fetched chunk by chunk.
+    Chunked(Arc<Chunked>),
+}
+
+impl LayerFetch {
+    /// The content of a row; unverified, at least up to `end`.
+    pub async fn content(self: &Arc<Self>, row: usize, end: u64) -> Result<RowContent, FetchError> {
+        self.check_poison()?;
+        if let Some(known) = self.look_for_index().await? {
+            if let Some(content) = self.open(&known, row).await? {
+                return Ok(RowContent::Verified(content));
+            }
+            // Its content comes whole, and that of an earlier fill was evicted or damaged.
+            self.fill.forget();
+        }
+        if let Some(path) = self.streamed(row, end).await? {
+            return Ok(RowContent::Staged(path));
+        }
+        let index = self.fill().await?;
+        match self.object(index.head(), row).await? {
+            Some(object) => Ok(RowContent::Verified(Content::Object(object))),
+            None => Err(FetchError::Lost { what: format!("an object of {}", self.what()) }),
+        }
+    }
+
+    /// A range of a file that [`LayerFetch::content`] gave, which ends within it, piece by piece.
+    pub async fn read(
+        self: &Arc<Self>,
+        row: usize,
+        file: &Arc<Chunked>,
+        range: Range<u64>,
+    ) -> Result<Vec<Piece>, FetchError> {
+        if let Some(cached) = file.cached(&range) {
+            return Ok(vec![Piece::File(cached)]);
+        }
+        self.check_poison()?;
+        let offset = self.known().and_then(|known| Some(known.head().row(row)?.offset()));
+        let offset = offset.ok_or_else(|| FetchError::Lost { what: format!("the index of {}", self.what()) })?;
+        let mut waits = Vec::new();
+        let mut wants = Vec::new();
+        for chunk in file.list().chunks_of(&range) {
+            let (claim, wait) = file.claim(chunk, &self.progress);
+            let within = file.list().range(chunk).unwrap_or_default();
+            wants.extend(claim.map(|claim| Want::new(claim, offset + within.start..offset + within.end)));
+            waits.push((within, wait));
+        }
+        if !wants.is_empty() {
+            self.get(row, wants);
+        }
+        let mut pieces = Vec::new();
+        for (within, wait) in waits {
+            let wanted = range.start.max(within.start)..range.end.min(within.end);
+            pieces.push(match wait {
+                Wait::Coming(coming) => {
+                    let bytes = coming.bytes(&self.context.limits).await.inspect_err(|error| self.note_error(error))?;
+                    let (start, end) = (wanted.start - within.start, wanted.end - within.start);
+                    Piece::Memory(bytes.slice(start as usize..end as usize))
+                }
+                Wait::Here => {
+                    let lost = || FetchError::Lost { what: format!("a chunk of object {}", file.list().object()) };
+                    Piece::File(file.cached(&wanted).ok_or_else(lost)?)
+                }
+            });
+        }
+        Ok(pieces)
+    }
+
+    /// Sets out to get chunks; whoever wants them waits at their claims.
+    fn get(self: &Arc<Self>, row: usize, mut wants: Vec<Want>) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            if let Some(known) = this.known() {
+                wants = this.with_neighbours(known, row, wants).await;
+            }
+            let supply = Supply {
+                context: this.context.clone(),
+                transfers: this.transfers().into_iter().map(|(_, transfer)| transfer).collect(),
+                permits: this.permits.clone(),
+            };
+            for file in supply.get(wants).await {
+                this.note_complete(&file.list().object());
+            }
+        });
+    }
+
+    /// Adds to the wants for a file of one chunk those for its neighbours: those that lie wholly in the same window and
+    /// are missing too, up to the first that is not.
+    async fn with_neighbours(self: &Arc<Self>, known: Known, row: usize, wants: Vec<Want>) -> Vec<Want> {
+        let is_small = known.head().row(row).is_some_and(|row| row.size() <= u64::from(CHUNK_SIZE));
+        if !is_small {
+            return wants;
+        }
+        let this = self.clone();
+        // It looks for files on the disk.
+        let added = tokio::task::spawn_blocking(move || {
+            let head = known.head();
+            let order = this.small.get_or_init(|| small_files(head));
+            let place = |row: u32| head.row(row as usize).map(|row| row.offset()..row.offset() + row.size());
+            let Some(own) = place(row as u32) else { return wants };
+            let window = own.start / WINDOW * WINDOW..own.end.next_multiple_of(WINDOW);
+            let at = order.partition_point(|other| place(*other).is_some_and(|other| other.start < own.start));
+            let mut all = VecDeque::from(wants);
+            let mut edge = own.start;
+            for other in order[..at].iter().rev() {
+                let near = |place: &Range<u64>| place.start >= window.start && edge.saturating_sub(place.end) <= GAP;
+                let Some(place) = place(*other).filter(near) else { break };
+                let Some(want) = this.neighbour(head, *other, &place) else { break };
+                edge = place.start;
+                all.push_front(want);
+            }
+            let mut edge = own.end;
+            for other in order[at..].iter().filter(|other| **other as usize != row) {
+                let near = |place: &Range<u64>| place.end <= window.end && place.start.saturating_sub(edge) <= GAP;
+                let Some(place) = place(*other).filter(near) else { break };
+                let Some(want) = this.neighbour(head, *other, &place) else { break };
+                edge = place.end;
+                all.push_back(want);
+            }
+            all.into()
+        });
+        // Its claims went with it, which told those who wait.
+        added.await.unwrap_or_default()
+    }
+
+    /// A want for a neighbour, if it is missing and nobody is getting it.
+    fn neighbour(&self, head: &Head, row: u32, place: &Range<u64>) -> Option<Want> {
+        let Some(Chunks::Here(list)) = head.row(row as usize)?.chunks() else { return None };
+        let (object, size) = (list.object(), list.size());
+        if self.context.cache.has_object(&object, size) {
+            return None;
+        }
+        let file = self.context.files.get_or_open(&self.context.cache, list.to_owned());
+        let (claim, _) = file.claim(0, &self.progress);
+        Some(Want::new(claim?, place.clone()))
+    }
+
+    async fn object(self: &Arc<Self>, head: &Head, row: usize) -> Result<Option<Object>, FetchError> {
+        let found = head.row(row).and_then(|row| Some((row.object()?, row.size())));
+        let Some((name, size)) = found else { return Ok(None) };
+        let object = self.blocking(move |cache| cache.object(&name, size)).await?;
+        if object.is_some() {
+            self.note_complete(&name);
+        }
+        Ok(object)
+    }
+
+    /// With [`Verify::Stream`]: waits until `end` bytes of a row are staged. `None` once the layer is verified.
+    async fn streamed(self: &Arc<Self>, row: usize, end: u64) -> Result<Option<PathBuf>, FetchError> {
+        let Some(view) = self.view.clone() else { return Ok(None) };
+        let listing = self.listing().await?;
+        let Some((_, entry)) = listing.rows.get(row) else { return Ok(None) };
+        let mut changes = view.changes();
+        let mut fill = std::pin::pin!(self.fill());
+        loop {
+            if let Some(path) = view.ready(&entry.path, end) {
+                return Ok(Some(path));
+            }
+            tokio::select! {
+                biased;
+                filled = &mut fill => return filled.map(|_| None),
+                _ = changes.changed() => {}
+            }
+        }
+    }
+
+    /// Opens the content of a row that is known, for all who ask at once. `None` where it comes with the whole layer.
+    async fn open(self: &Arc<Self>, known: &Known, row: usize) -> Result<Option<Content>, FetchError> {
+        if let Some(object) = self.object(known.head(), row).await? {
+            return Ok(Some(Content::Object(object)));
+        }
+        let whole = self.layer.compression != Compression::None || self.only_whole.load(Ordering::Relaxed);
+        if whole {
+            return Ok(None);
+        }
+        let what = || format!("a file of {}", self.what());
+        let flight = {
+            let mut opening = self.opening.lock().unwrap_or_else(|held| held.into_inner());
+            opening.entry(row).or_insert_with(|| Arc::new(Flight::new(what()))).clone()
+        };
+        let (this, known) = (self.clone(), known.clone());
+        let opened = flight.join(|| async move { this.open_chunked(&known, row).await }).await;
+        // Opened anew the next time: until then it may have become an object, or been dropped.
+        self.opening.lock().unwrap_or_else(|held| held.into_inner()).remove(&row);
+        match opened {
+            Ok(content) => Ok(Some(content)),
+            Err(error) => {
+                self.note_error(&error);
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_chunked(&self, known: &Known, row: usize) -> Result<Content, FetchError> {
+        let lost = || FetchError::Lost { what: format!("a file of {}", self.what()) };
+        let found = known.head().row(row).ok_or_else(lost)?;
+        let (object, size) = (found.object().ok_or_else(lost)?, found.size());
+        if let Some(file) = self.context.files.get(&object) {
+            return Ok(Content::Chunked(file));
+        }
+        let list = match known {
+            Known::Derived(index) => owned_list(index, row).ok_or_else(lost)?,
+            Known::Named(head, named) => match found.chunks().ok_or_else(lost)? {
+                Chunks::Here(list) => list.to_owned(),
+                Chunks::At(_) => match self.blocking(move |cache| cache.chunk_list(&object, size)).await? {
+                    Some(list) => list,
+                    None => {
+                        let list = named.list(head, row, &self.context, &self.sources).await?;
+                        let kept = list.clone();
+                        self.blocking(move |cache| {
+                            cache
+                                .keep_chunk_list(&kept)
+                                .unwrap_or_else(|error| tracing::warn!(%error, "chunk digests not kept"));
+                            Ok(())
+                        })
+                        .await?;
+                        list
+                    }
+                },
+            },
+        };
+        Ok(Content::Chunked(self.context.files.get_or_open(&self.context.cache, list)))
+    }
+
+    /// Remembers that a layer can only be had whole.
+    fn note_error(&self, error: &FetchError) {
+        if let FetchError::Source { cause: SourceError::RangeIgnored { .. }, .. } = error.root() {
+            self.only_whole.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a range could not be had because the layer can only be had whole: then its content is to be asked again.
+    pub fn comes_whole(&self, error: &FetchError) -> bool {
+        matches!(error.root(), FetchError::Source { cause: SourceError::RangeIgnored { .. }, .. })
+    }
+}
+
+fn owned_list(index: &Index, row: usize) -> Option<ChunkList<Bytes>> {
+    index.chunks(row).map(|list| list.to_owned())
+}
+
+/// Rows of files of one chunk, in the order of their content in the layer.
+fn small_files(head: &Head) -> Vec<u32> {
+    let is_small = |size: u64| size > 0 && size <= u64::from(CHUNK_SIZE);
+    let mut rows: Vec<u32> =
+        (0_u32..).zip(head.rows()).filter(|(_, row)| is_small(row.size())).map(|(at, _)| at).collect();
+    rows.sort_unstable_by_key(|at| head.row(*at as usize).map(|row| row.offset()));
+    rows
+}

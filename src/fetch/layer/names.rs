@@ -1,0 +1,118 @@
+//! What a layer's root is, and what the layer holds.
+//!
+//! A mount asks by [`LayerFetch::probe`] and [`LayerFetch::listing`]; the other ways are for commands that look without
+//! fetching.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::LayerFetch;
+use crate::archive::EntryKind;
+use crate::archive::index::Head;
+use crate::digest::Unverified;
+use crate::fetch::listing::{self, Hopped, Listing, Probe, SMALL_LAYER};
+use crate::fetch::transfer::Transfer;
+use crate::fetch::{FetchError, Verify};
+use crate::modelkit::Compression;
+
+impl LayerFetch {
+    pub(super) fn listing_of(&self, head: &Head) -> Result<Arc<Listing>, FetchError> {
+        let entries = head.rows().map(|row| row.to_entry()).collect();
+        Ok(Arc::new(Listing::new(&self.layer, entries, true)?))
+    }
+
+    /// What the layer's root is. One small read, or none where the layer is known.
+    pub async fn probe(self: &Arc<Self>) -> Result<Probe, FetchError> {
+        self.check_poison()?;
+        let this = self.clone();
+        self.probe.join(|| async move { this.probe_now().await }).await
+    }
+
+    async fn probe_now(self: &Arc<Self>) -> Result<Probe, FetchError> {
+        if let Some(known) = self.look_for_index().await? {
+            let listing = self.listing_of(known.head())?;
+            let root = listing.rows.iter().find(|(path, _)| *path == self.layer.root);
+            let is_file = root.is_some_and(|(_, entry)| entry.kind != EntryKind::Directory);
+            if is_file {
+                return Ok(Probe::File(listing));
+            }
+            let dirs = listing.metas().filter(|(path, _)| self.layer.root.is_within(path));
+            return Ok(Probe::Directory(dirs.collect()));
+        }
+        if self.context.verify == Verify::Listing {
+            return Ok(Probe::Unknown);
+        }
+        self.try_sources(|transfer| async move { listing::probe(&self.layer, &transfer).await }).await
+    }
+
+    /// Everything the layer holds.
+    pub async fn listing(self: &Arc<Self>) -> Result<Arc<Listing>, FetchError> {
+        self.check_poison()?;
+        let this = self.clone();
+        self.listing.join(|| async move { this.list_now().await }).await
+    }
+
+    async fn list_now(self: &Arc<Self>) -> Result<Arc<Listing>, FetchError> {
+        if let Some(known) = self.look_for_index().await? {
+            return self.listing_of(known.head());
+        }
+        if self.context.verify != Verify::Listing {
+            if let Probe::File(listing) = self.probe().await? {
+                return Ok(listing);
+            }
+            let hop = |transfer: Transfer| async move { listing::hop(&self.layer, &transfer).await };
+            let hopped = self.try_sources(hop).await?;
+            if let Hopped::Listed(listing) = hopped {
+                return Ok(Arc::new(listing));
+            }
+        }
+        let index = self.fill().await?;
+        self.listing_of(index.head())
+    }
+
+    /// Everything the layer holds, if that costs little: from its headers, or, for a small layer, by fetching it. For a
+    /// look ahead.
+    pub async fn cheap_listing(self: &Arc<Self>) -> Result<Option<Arc<Listing>>, FetchError> {
+        if let Some(known) = self.look_for_index().await? {
+            return self.listing_of(known.head()).map(Some);
+        }
+        if let Probe::File(listing) = self.probe().await? {
+            return Ok(Some(listing));
+        }
+        if self.layer.size <= SMALL_LAYER {
+            return self.listing().await.map(Some);
+        }
+        let hop = |transfer: Transfer| async move { listing::hop(&self.layer, &transfer).await };
+        Ok(match self.try_sources(hop).await? {
+            Hopped::Listed(listing) => Some(Arc::new(listing)),
+            Hopped::Dense => None,
+        })
+    }
+
+    /// Names by headers alone, with no fill: for `--verify=none`.
+    pub async fn unverified_listing(self: &Arc<Self>) -> Result<Arc<Listing>, FetchError> {
+        if let Some(known) = self.look_for_index().await? {
+            return self.listing_of(known.head());
+        }
+        if let Probe::File(listing) = self.probe().await? {
+            return Ok(listing);
+        }
+        if self.layer.compression != Compression::None {
+            return Err(FetchError::NoRandomAccess { layer: self.layer.digest });
+        }
+        let all = |transfer: Transfer| async move { listing::hop_through(&self.layer, &transfer).await };
+        Ok(Arc::new(self.try_sources(all).await?))
+    }
+
+    /// Bytes of an uncompressed layer as they are at the source: for `--verify=none`, never for a mount.
+    pub async fn unverified_range(&self, range: Range<u64>) -> Result<Vec<Unverified>, FetchError> {
+        if self.layer.compression != Compression::None {
+            return Err(FetchError::NoRandomAccess { layer: self.layer.digest });
+        }
+        let read = |transfer: Transfer| {
+            let range = range.clone();
+            async move { transfer.range(range).await }
+        };
+        self.try_sources(read).await
+    }
+}

@@ -1,0 +1,145 @@
+//! Fetching a layer whole: to have its content, or for its index alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::LayerFetch;
+use crate::archive::index::Index;
+use crate::fetch::fill::index_key;
+use crate::fetch::listing::Probe;
+use crate::fetch::pass::{Failure, pass};
+use crate::fetch::transfer::Transfer;
+use crate::fetch::{FetchError, while_progressing};
+
+/// How often a pass that waits for its turn tells its waiters so.
+const QUEUED: Duration = Duration::from_secs(1);
+
+impl LayerFetch {
+    /// Fetches the layer whole, keeps its content, and waits for it as long as it makes progress.
+    pub async fn fill(self: &Arc<Self>) -> Result<Arc<Index>, FetchError> {
+        self.check_poison()?;
+        let this = self.clone();
+        let fill = self.fill.join(|| async move {
+            this.fill_job().announce();
+            let job = this.fill_job();
+            let fill = |transfer| {
+                let job = &job;
+                async move { job.run(&transfer).await }
+            };
+            let filled = this.from_a_source(fill).await?;
+            this.accept(filled)
+        });
+        while_progressing(fill, self.progress(), &self.context.limits, &self.what()).await
+    }
+
+    /// The index that the layer's verified bytes give: from the cache, else by reading the layer whole. Only the index
+    /// is kept.
+    pub async fn derive(self: &Arc<Self>) -> Result<Arc<Index>, FetchError> {
+        if let Some(index) = self.fill_job().known_index().await? {
+            return Ok(index);
+        }
+        self.audit().await
+    }
+
+    /// The same, always by reading the layer whole.
+    pub async fn audit(self: &Arc<Self>) -> Result<Arc<Index>, FetchError> {
+        let bound = self.context.limits.max_inflated;
+        let audit = self.from_a_source(|transfer| async move {
+            self.progress.send_replace(0);
+            let passed = pass(&self.layer, bound, transfer.ordered(), None).await?;
+            Ok(Arc::new(passed.index))
+        });
+        let index = while_progressing(audit, self.progress(), &self.context.limits, &self.what()).await?;
+        self.keep(&index).await?;
+        Ok(index)
+    }
+
+    /// Keeps an index that a pass has derived, if the cache can.
+    pub(super) async fn keep(&self, index: &Arc<Index>) -> Result<(), FetchError> {
+        let (key, kept) = (index_key(&self.layer), index.clone());
+        self.blocking(move |cache| {
+            cache
+                .keep_index(&key, kept.as_bytes())
+                .unwrap_or_else(|error| tracing::warn!(%error, "the index was not kept; it will be derived again"));
+            Ok(())
+        })
+        .await
+    }
+
+    /// Reads the layer whole by `read` from one source after the other, until one gives its true bytes.
+    async fn from_a_source<F>(&self, read: impl Fn(Transfer) -> F) -> Result<Arc<Index>, FetchError>
+    where
+        F: Future<Output = Result<Arc<Index>, Failure>>,
+    {
+        let _turn = self.turn().await?;
+        let mut last = FetchError::Lost { what: self.what() };
+        let (mut found_false, mut may_recover) = (None, false);
+        for (position, transfer) in self.transfers() {
+            let source_name = transfer.source.name();
+            match read(transfer).await {
+                Ok(index) => return Ok(index),
+                Err(Failure::Error(error)) => {
+                    may_recover |= error.is_unreachable();
+                    last = error;
+                }
+                Err(Failure::False(cause)) => {
+                    tracing::error!(layer = %cause.expected, found = %cause.found, source = %source_name,
+                        "layer does not have its digest; nothing of it is kept and this source is not asked again");
+                    self.lock_poison().sources.insert(position);
+                    found_false = Some(FetchError::Digest { what: self.what(), source_name, cause });
+                }
+            }
+        }
+        match found_false {
+            // Another source may come back, and be honest.
+            Some(error) if may_recover => Err(error),
+            Some(error) => {
+                self.poison_layer(crate::report::chain(&error));
+                Err(error)
+            }
+            None => Err(last),
+        }
+    }
+
+    /// Waits for its turn among the fills of this process. Those ahead make progress or end, so waiting is progress too.
+    pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, FetchError> {
+        let mut turn = std::pin::pin!(self.context.fills.clone().acquire_owned());
+        loop {
+            match tokio::time::timeout(QUEUED, &mut turn).await {
+                Ok(permit) => return permit.map_err(|_| FetchError::Lost { what: self.what() }),
+                Err(_) => self.progress.send_modify(|_| {}),
+            }
+        }
+    }
+
+    /// Takes the index of a verified layer, unless it contradicts what was told before: by headers, or by the index that
+    /// is named for the layer.
+    pub(super) fn accept(&self, index: Arc<Index>) -> Result<Arc<Index>, FetchError> {
+        let told = self.listing.done().or_else(|| match self.probe.done() {
+            Some(Probe::File(listing)) => Some(listing),
+            Some(Probe::Directory(_) | Probe::Unknown) | None => None,
+        });
+        if let Some(told) = told {
+            let found = self.listing_of(index.head())?;
+            if let Some(what) = found.difference(&told) {
+                return Err(self.differs(what));
+            }
+        }
+        if let (Some(_), Some(named)) = (self.head.get(), self.named)
+            && index.pin() != named.pin
+        {
+            let (pin, found) = (named.pin.digest, index.pin().digest);
+            return Err(self.differs(format!("its {} index is {pin}, and the layer's is {found}", named.tier)));
+        }
+        self.adopt(&index);
+        Ok(index)
+    }
+
+    fn differs(&self, what: String) -> FetchError {
+        let error = FetchError::ListingDiffers { layer: self.layer.digest, what };
+        self.poison_layer(error.to_string());
+        error
+    }
+}
