@@ -100,7 +100,8 @@ impl Partial {
     /// Writes a chunk; tells whether that made the file complete.
     pub fn write(&self, chunk: &VerifiedChunk) -> Result<bool, CacheError> {
         let range = self.list.range(chunk.number()).filter(|_| chunk.object() == self.list.object());
-        let (Some(range), Some(file)) = (range, self.file(true)?) else { return Ok(false) };
+        let Some(range) = range else { return Ok(false) };
+        let Some(file) = self.file(true)? else { return Ok(false) };
         file.write_all_at(chunk.bytes().bytes(), range.start).map_err(io_error("write", &self.path))?;
         Ok(self.note(chunk.number()))
     }
@@ -204,6 +205,8 @@ impl Cache {
                     link(file, &spare).and_then(|()| fs::rename(&spare, &target)).map_err(failed)?;
                 }
             }
+            // Somebody removed it: it can get no name any more, and is fetched again when it is wanted.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(failed(error)),
         }
         // The path may be a newer file's by now: that one would only be fetched again. What stays is garbage, not harm.
@@ -219,3 +222,7 @@ fn link(file: &File, target: &std::path::Path) -> io::Result<()> {
     let here = rustix::fs::CWD;
     Ok(rustix::fs::linkat(here, open, here, target, AtFlags::SYMLINK_FOLLOW)?)
 }
+
+#[cfg(test)]
+#[path = "partial_tests.rs"]
+mod tests;

@@ -1,18 +1,19 @@
 //! The config file: defaults for flags, below the variables.
 //!
 //! TOML at `$KITFS_CONFIG`, else `$XDG_CONFIG_HOME/kitfs/config.toml`, else `~/.config/kitfs/config.toml`. One rule says
-//! what may stand in it: whatever flag has a variable has a key, its name with `_`. A key holds for every command that has
-//! the flag, and its value goes through the flag's own parser.
+//! what may stand in it: whatever flag has a variable has a key, its name with `_`, and key `b` in the table `[a]` is the
+//! same as key `a_b`. A key holds for every command that has the flag, and its value goes through the flag's own parser;
+//! a flag that may be repeated takes an array of strings too.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::Command;
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, Command};
 
 use super::Failure;
 
@@ -20,8 +21,21 @@ use super::Failure;
 #[derive(Debug, Default)]
 pub(super) struct Config {
     path: PathBuf,
-    values: BTreeMap<String, String>,
+    /// By the names of the flags.
+    values: BTreeMap<String, Setting>,
 }
+
+/// What stands at one key.
+#[derive(Debug)]
+struct Setting {
+    /// The key as written: `a_b`, or `a.b` where it stands in a table.
+    key: String,
+    values: Vec<String>,
+    is_array: bool,
+}
+
+/// What a value may be, for errors.
+const SCALARS: &str = "a string, an integer, true or false";
 
 impl Config {
     /// Reads the config file. A file that a variable names must be there.
@@ -41,35 +55,40 @@ impl Config {
             wrong(format!("line {line}: {}", error.message()))
         })?;
         let mut values = BTreeMap::new();
-        for (key, value) in table {
-            let value = match value {
-                toml::Value::String(text) => text,
-                toml::Value::Integer(number) => number.to_string(),
-                toml::Value::Boolean(truth) => truth.to_string(),
-                other => {
-                    let found = other.type_str();
-                    return Err(wrong(format!(
-                        "{key} is of type {found}; expected a string, an integer, true or false"
-                    )));
-                }
-            };
-            values.insert(key, value);
+        let keys = table.into_iter().flat_map(|(key, value)| match value {
+            toml::Value::Table(inner) => {
+                let inner = inner.into_iter();
+                inner.map(|(name, value)| (format!("{key}_{name}"), format!("{key}.{name}"), value)).collect()
+            }
+            value => vec![(key.clone(), key, value)],
+        });
+        for (flag, key, value) in keys {
+            let setting = Setting::read(key, value).map_err(wrong)?;
+            if let Some(twice) = values.insert(flag, setting) {
+                return Err(wrong(format!("{} is there twice, also as a key of a table", twice.key)));
+            }
         }
         Ok(Self { path, values })
     }
 
-    /// Refuses keys that no flag has.
+    /// Refuses keys that no flag has, and arrays for flags that take one value.
     pub(super) fn check(&self, command: &Command) -> Result<(), Failure> {
-        let mut known = BTreeSet::new();
+        let mut known = BTreeMap::new();
         collect(command, &mut known);
-        match self.values.keys().find(|key| !known.contains(key.as_str())) {
-            None => Ok(()),
-            Some(key) => {
-                let known = known.into_iter().collect::<Vec<_>>().join(", ");
-                let path = self.path.display();
-                Err(Failure::usage(format!("{path}: unknown key {key:?}; the keys are {known}")))
+        let path = self.path.display();
+        for (flag, Setting { key, is_array, .. }) in &self.values {
+            match known.get(flag) {
+                Some(false) if *is_array => {
+                    return Err(Failure::usage(format!("{path}: {key} is of type array; expected {SCALARS}")));
+                }
+                Some(_) => {}
+                None => {
+                    let known = known.into_keys().collect::<Vec<_>>().join(", ");
+                    return Err(Failure::usage(format!("{path}: unknown key {key:?}; the keys are {known}")));
+                }
             }
         }
+        Ok(())
     }
 
     /// Makes the values the defaults of their flags. A variable that is empty counts as not set.
@@ -77,7 +96,7 @@ impl Config {
         let with_default = |arg: clap::Arg| {
             let Some(variable) = arg.get_env().map(ToOwned::to_owned) else { return arg };
             let arg = match self.values.get(arg.get_id().as_str()) {
-                Some(value) => arg.default_value(value.clone()),
+                Some(setting) => arg.default_values(setting.values.clone()),
                 None => arg,
             };
             let is_empty = std::env::var_os(variable).is_some_and(|value| value.is_empty());
@@ -98,9 +117,33 @@ fn find(variable: impl Fn(&str) -> Option<OsString>) -> Option<(PathBuf, bool)> 
     Some((dir.join("kitfs/config.toml"), false))
 }
 
-fn collect(command: &Command, known: &mut BTreeSet<String>) {
+impl Setting {
+    fn read(key: String, value: toml::Value) -> Result<Self, String> {
+        let text = |value: toml::Value| match value {
+            toml::Value::String(text) => Ok(text),
+            toml::Value::Integer(number) => Ok(number.to_string()),
+            toml::Value::Boolean(truth) => Ok(truth.to_string()),
+            other => Err(format!("{key} is of type {}; expected {SCALARS}", other.type_str())),
+        };
+        let is_array = value.is_array();
+        let values = match value {
+            toml::Value::Array(items) => items
+                .into_iter()
+                .map(|item| match item {
+                    toml::Value::String(text) => Ok(text),
+                    other => Err(format!("{key} holds a value of type {}; expected strings", other.type_str())),
+                })
+                .collect::<Result<_, _>>()?,
+            value => vec![text(value)?],
+        };
+        Ok(Self { key, values, is_array })
+    }
+}
+
+/// The flags that have a variable, and whether they may be repeated.
+fn collect(command: &Command, known: &mut BTreeMap<String, bool>) {
     let settable = command.get_arguments().filter(|arg| arg.get_env().is_some());
-    known.extend(settable.map(|arg| arg.get_id().to_string()));
+    known.extend(settable.map(|arg| (arg.get_id().to_string(), matches!(arg.get_action(), ArgAction::Append))));
     command.get_subcommands().for_each(|sub| collect(sub, known));
 }
 
@@ -142,8 +185,10 @@ fn origin(flag: &str, value: &str, command: &Command, config: &Config) -> Option
     if given {
         return None;
     }
-    let variable = variable(command, &id).filter(|name| std::env::var(name).is_ok_and(|set| set == value));
-    let key = config.values.get(&id).filter(|set| *set == value);
+    // Both may hold a list.
+    let holds = |set: &str| set == value || set.split(',').any(|part| part == value);
+    let variable = variable(command, &id).filter(|name| std::env::var(name).is_ok_and(|set| holds(&set)));
+    let key = config.values.get(&id).filter(|setting| setting.values.iter().any(|set| holds(set)));
     variable.or_else(|| key.map(|_| config.path.display().to_string()))
 }
 
@@ -182,8 +227,30 @@ mod tests {
     fn what_is_wrong_in_a_file_is_named_with_the_file() {
         let parse = |text| Config::parse("/etc/x.toml".into(), text);
         assert!(message(parse("a = 1\nb = [")).starts_with("/etc/x.toml: line 2: "));
-        let list = message(parse("filter = [\"model\"]"));
-        assert_eq!(list, "/etc/x.toml: filter is of type array; expected a string, an integer, true or false");
+        let date = message(parse("read_timeout = 1979-05-27"));
+        assert_eq!(date, "/etc/x.toml: read_timeout is of type datetime; expected a string, an integer, true or false");
+        let deep = message(parse("[trust.index]\na = 1"));
+        assert_eq!(deep, "/etc/x.toml: trust.index is of type table; expected a string, an integer, true or false");
+        let numbers = message(parse("[trust]\nindex = [1]"));
+        assert_eq!(numbers, "/etc/x.toml: trust.index holds a value of type integer; expected strings");
+        let twice = message(parse("trust_index = \"a\"\n[trust]\nindex = \"b\""));
+        assert!(twice.contains("is there twice"), "{twice}");
+    }
+
+    #[test]
+    fn a_flag_that_may_be_repeated_takes_an_array_and_no_other_does() {
+        let check = |text| Config::parse("/etc/x.toml".into(), text).expect("parsed").check(&super::super::command());
+        check("[trust]\nindex = [\"r.io/a\", \"r.io/b/*\"]").expect("taken");
+        check("trust_index = \"r.io/a,r.io/b\"").expect("taken");
+        let text = check("read_timeout = [\"1s\"]").expect_err("refused").message();
+        assert_eq!(text, "/etc/x.toml: read_timeout is of type array; expected a string, an integer, true or false");
+    }
+
+    #[test]
+    fn a_key_of_a_table_is_named_as_it_is_written() {
+        let config = Config::parse("/etc/x.toml".into(), "[trust]\nindx = \"r.io/a\"").expect("parsed");
+        let text = config.check(&super::super::command()).expect_err("refused").message();
+        assert!(text.starts_with("/etc/x.toml: unknown key \"trust.indx\"; the keys are "), "{text}");
     }
 
     #[test]

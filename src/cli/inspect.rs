@@ -10,8 +10,10 @@ use super::options::{JsonArgs, LookVerifyArgs, ProgressArgs};
 use super::output::{Output, printable};
 use super::progress::Progress;
 use super::{Failure, ls, served, walk};
+use crate::digest::Digest;
 use crate::fetch::{Context, Kit, LayerFetch, Resolved};
 use crate::fs::{Attr, Fs};
+use crate::object::CHUNK_SIZE;
 use crate::path::TreePath;
 use crate::reference::Reference;
 use crate::units::format_size;
@@ -179,9 +181,20 @@ fn entry(kit: &Kit, fetch: &LayerFetch) -> Value {
         "diff_id": layer.diff_id,
         "size": layer.size,
         "trust": fetch.tier(),
+        "index": index(fetch),
         "kit": layer.kit,
         "annotations": annotations,
     })
+}
+
+/// The index by which a layer's content is proved: the one that was made here, else the one that is named.
+fn index(fetch: &LayerFetch) -> Value {
+    let (digest, size) = match (fetch.index(), fetch.named()) {
+        (Some(index), _) => (Digest::of(index.as_bytes()), index.as_bytes().len() as u64),
+        (None, Some(named)) => (named.pin.digest, named.pin.size),
+        (None, None) => return Value::Null,
+    };
+    json!({ "digest": digest, "size": size, "chunk_size": CHUNK_SIZE })
 }
 
 /// What is known of a file or directory.
@@ -250,6 +263,12 @@ fn print(out: &mut Output, kit: &Kit, header: &Value, entries: &[Value], file: O
         table.push(cells.map(cell).to_vec());
     }
     out.table(&table)?;
+    for entry in entries.iter().filter(|entry| entry["index"].is_object()) {
+        let (layer, index) = (text(&entry["digest"]), &entry["index"]);
+        let size = |key: &str| format_size(index[key].as_u64().unwrap_or(0));
+        let (digest, size, chunks) = (text(&index["digest"]), size("size"), size("chunk_size"));
+        out.line(format_args!("{layer}: index {digest}, {size}, chunks of {chunks}"))?;
+    }
     let annotated = entries.iter().filter_map(|entry| Some((entry, entry["annotations"].as_object()?)));
     for (entry, annotations) in annotated {
         for (key, value) in annotations {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::options::{ConnectionArgs, FetchArgs, SelectionArgs};
+use super::options::{ConnectionArgs, FetchArgs, SelectionArgs, TrustArgs};
 use super::{Failure, output};
 use crate::fetch::listing::Listing;
 use crate::fetch::{Access, Context, FetchError, Kit, Request, Resolved, Verify};
@@ -26,6 +26,8 @@ pub(super) struct KitArgs {
     #[command(flatten)]
     selection: SelectionArgs,
     #[command(flatten)]
+    trust: TrustArgs,
+    #[command(flatten)]
     pub(super) fetch: FetchArgs,
     #[command(flatten)]
     pub(super) connection: ConnectionArgs,
@@ -37,12 +39,13 @@ impl KitArgs {
         let filters = Filters::parse(&self.selection.filter).map_err(Failure::usage)?;
         let context = self.fetch.context(&self.connection, verify)?;
         let access = self.connection.access(&self.fetch)?;
-        let request = Request {
-            reference: reference.clone(),
+        let mut request = Request {
             filters,
             platform: self.selection.platform.clone(),
             select: self.selection.select,
+            ..Request::new(reference.clone())
         };
+        self.trust.apply(&mut request)?;
         let resolved = crate::fetch::resolve(&context, &access, &request).await;
         let resolved = resolved.map_err(|error| not_resolved(reference, &access, &error))?;
         Ok((context, resolved))

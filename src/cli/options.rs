@@ -12,7 +12,7 @@ use super::Failure;
 use super::config::absolute;
 use crate::cache::Cache;
 use crate::digest::Digest;
-use crate::fetch::{Access, Context, Limits, Verify};
+use crate::fetch::{Access, Context, Limits, RepositoryPattern, Request, Trust, Verify};
 use crate::modelkit::index::Platform;
 use crate::source::{self, Connection};
 use crate::units;
@@ -30,6 +30,35 @@ pub(super) struct SelectionArgs {
     /// The manifest to take from an image index
     #[arg(long, value_name = "DIGEST")]
     pub(super) select: Option<Digest>,
+}
+
+/// Whose word counts for what a layer holds, before it has been fetched whole.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Trust")]
+pub(super) struct TrustArgs {
+    /// Use the layer indexes that a kit or a trusted referrer names (index), or none of them (layer)
+    #[arg(
+        long,
+        env = "KITFS_TRUST",
+        value_enum,
+        default_value = "index",
+        hide_possible_values = true,
+        value_name = "index|layer"
+    )]
+    trust: TrustMode,
+    /// Trust this referrer to name the kit's indexes, as `kitfs index REF` printed it; may be repeated
+    #[arg(long, value_name = "DIGEST")]
+    index_digest: Vec<Digest>,
+    /// Trust the referrers in these repositories: registry.internal/team/* covers all that is below team, however deep;
+    /// a * elsewhere stays within its part; may be repeated, or take several with commas between
+    #[arg(long, env = "KITFS_TRUST_INDEX", value_name = "PATTERN", value_delimiter = ',')]
+    trust_index: Vec<RepositoryPattern>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TrustMode {
+    Index,
+    Layer,
 }
 
 /// How registries are reached.
@@ -155,6 +184,24 @@ enum LookVerify {
     Stream,
     Listing,
     None,
+}
+
+impl TrustArgs {
+    /// Adds what is trusted to what is asked for.
+    pub(super) fn apply(&self, request: &mut Request) -> Result<(), Failure> {
+        if self.trust == TrustMode::Layer && !self.index_digest.is_empty() {
+            return Err(Failure::usage(
+                "--index-digest trusts an index, and --trust=layer none: leave one of them out, or say --trust=index",
+            ));
+        }
+        request.trust = match self.trust {
+            TrustMode::Index => Trust::Index,
+            TrustMode::Layer => Trust::Layer,
+        };
+        request.index_digests.clone_from(&self.index_digest);
+        request.trusted_indexes.clone_from(&self.trust_index);
+        Ok(())
+    }
 }
 
 impl ConnectionArgs {

@@ -62,6 +62,8 @@ impl Served {
         }
         let trust = match self.trust.as_str() {
             "provisional" => "provisional: names are known, content waits for its layer's digest",
+            "pinned" => "pinned: content is read in parts, proved by the kit's own index",
+            "attested" => "attested: content is read in parts, proved by an index that you trust",
             other => other,
         };
         let plural = if self.layers == 1 { "layer" } else { "layers" };

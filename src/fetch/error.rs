@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::trust::BadReferrer;
 use crate::archive::index::{IndexError, InvalidList};
 use crate::archive::inflate::InflateError;
 use crate::archive::listing::Contradiction;
@@ -77,6 +78,15 @@ pub enum FetchError {
         /// What is wrong with it.
         #[source]
         cause: Box<BadIndex>,
+    },
+    /// The manifest that the user trusts to name indexes does not name this kit's.
+    #[error("{referrer} does not name indexes of this kit")]
+    Referrer {
+        /// The manifest.
+        referrer: Digest,
+        /// What is wrong with it.
+        #[source]
+        cause: Box<BadReferrer>,
     },
     /// An entry lies outside the path that the Kitfile gives its layer.
     #[error("layer {layer} holds {path}, which lies outside its path {root}")]

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 
 use super::layer::LayerFetch;
-use super::named::Named;
 use super::resolve::Resolved;
-use super::{Context, FetchError, Tier};
+use super::{Context, FetchError, Named, Tier};
 use crate::fetch::listing::Probe;
 use crate::tree::{Conflict, Origin, Tree};
 

@@ -5,6 +5,7 @@
 //! - [`layer`]: one layer: what its root is, what it holds, its content; each a single [`flight`] for all who ask.
 //! - [`listing`]: names and sizes from headers read by range, not yet proved.
 //! - [`named`]: an index that the kit, or a referrer that the user trusts, names: fetched and proved.
+//! - [`trust`]: who vouches for which index; [`repositories`]: for which repositories.
 //! - [`mod@pass`]: a whole layer read once: hashed, inflated, cut into files.
 //! - [`fill`]: a pass that keeps the files, once the digest held.
 //! - [`chunks`]: files that are filled chunk by chunk; [`requests`]: getting the chunks that are missing.
@@ -22,10 +23,12 @@ pub mod layer;
 pub mod listing;
 pub mod named;
 pub mod pass;
+pub mod repositories;
 pub mod requests;
 pub mod resolve;
 mod staged;
 pub mod transfer;
+pub mod trust;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +39,10 @@ use chunks::OpenFiles;
 pub use error::{ArchiveError, BadIndex, FetchError};
 pub use kit::Kit;
 pub use layer::{LayerFetch, Tier};
+pub use named::Named;
+pub use repositories::RepositoryPattern;
 pub use resolve::{Access, Request, Resolved, resolve, resolve_digest};
+pub use trust::Trust;
 
 use crate::cache::{Cache, CacheError};
 

@@ -185,6 +185,9 @@ async fn attempt(transfer: &Transfer, wants: Vec<Want>, complete: &mut Vec<Arc<C
     missed
 }
 
+/// What became of a chunk's bytes: the file, if it is complete with them; or the want again, where they are false.
+type Checked = Result<Option<Arc<Chunked>>, (Want, Mismatch)>;
+
 /// Puts chunks together from the pieces of a stream.
 struct Assembly {
     /// Where the next piece begins in the layer.
@@ -193,7 +196,7 @@ struct Assembly {
     open: Option<(Want, Vec<u8>)>,
     /// Those that come later.
     waiting: std::vec::IntoIter<Want>,
-    verifying: JoinSet<Result<Option<Arc<Chunked>>, (Want, Mismatch)>>,
+    verifying: JoinSet<Checked>,
 }
 
 impl Assembly {
@@ -227,8 +230,8 @@ impl Assembly {
     }
 }
 
-/// Hashes a chunk, answers its readers and writes it. Blocks. Gives the file if it is complete now.
-fn verify(want: Want, bytes: Vec<u8>) -> Result<Option<Arc<Chunked>>, (Want, Mismatch)> {
+/// Hashes a chunk, answers its readers and writes it. Blocks.
+fn verify(want: Want, bytes: Vec<u8>) -> Checked {
     let Want { claim, at, false_times } = want;
     let file = claim.file().clone();
     match claim.accept(Unverified::new(bytes)) {

@@ -10,7 +10,7 @@ use futures_util::TryStreamExt as _;
 
 use super::named::Named;
 use super::transfer::retried;
-use super::{Context, FetchError};
+use super::{Context, FetchError, RepositoryPattern, Trust, trust};
 use crate::cache::{Cache, CacheError};
 use crate::digest::{Digest, Unverified, Verified};
 use crate::modelkit::filter::Filters;
@@ -36,6 +36,27 @@ pub struct Request {
     pub platform: Option<Platform>,
     /// The manifest to take from an image index.
     pub select: Option<Digest>,
+    /// Whose word counts for what a layer holds.
+    pub trust: Trust,
+    /// Referrers whose indexes are used.
+    pub index_digests: Vec<Digest>,
+    /// Repositories whose referrers' indexes are used.
+    pub trusted_indexes: Vec<RepositoryPattern>,
+}
+
+impl Request {
+    /// A kit as a whole, and nothing but its own pins trusted.
+    pub fn new(reference: Reference) -> Self {
+        Self {
+            reference,
+            filters: Filters::default(),
+            platform: None,
+            select: None,
+            trust: Trust::default(),
+            index_digests: Vec::new(),
+            trusted_indexes: Vec::new(),
+        }
+    }
 }
 
 /// How sources are reached.
@@ -104,7 +125,7 @@ pub async fn resolve(context: &Context, access: &Access, request: &Request) -> R
         chain.push(found.kit)?;
         origins.push(found.origin);
     }
-    let plan = plan(&chain, &request.filters)?;
+    let mut plan = plan(&chain, &request.filters)?;
     let kitfile = match &plan.kitfile {
         None => None,
         Some(KitfileSource::Rendered(bytes)) => Some(bytes.clone()),
@@ -115,6 +136,7 @@ pub async fn resolve(context: &Context, access: &Access, request: &Request) -> R
             Some(bytes.derive(<[u8]>::to_vec))
         }
     };
+    let named = trust::name(&resolver, &origins, &mut plan).await?;
     Ok(Resolved {
         reference: request.reference.clone(),
         digest: origins[0].digest,
@@ -123,8 +145,8 @@ pub async fn resolve(context: &Context, access: &Access, request: &Request) -> R
         config: top.config,
         document: top.document,
         kitfile,
-        named: plan.layers.iter().map(|_| None).collect(),
         plan,
+        named,
         origins,
         notes,
     })
@@ -136,7 +158,7 @@ pub async fn resolve_digest(
     access: &Access,
     reference: &Reference,
 ) -> Result<(Digest, Vec<String>), FetchError> {
-    let request = Request { reference: reference.clone(), filters: Filters::default(), platform: None, select: None };
+    let request = Request::new(reference.clone());
     let resolver = Resolver { context, access, request: &request };
     let mut notes = Vec::new();
     let (digest, sources) = resolver.digest(reference, &mut notes).await?;
@@ -145,10 +167,11 @@ pub async fn resolve_digest(
     Ok((digest, notes))
 }
 
-struct Resolver<'a> {
+/// What is asked for, and how to get it.
+pub(super) struct Resolver<'a> {
     context: &'a Context,
     access: &'a Access,
-    request: &'a Request,
+    pub(super) request: &'a Request,
 }
 
 struct Found {
@@ -161,8 +184,12 @@ struct Found {
 }
 
 impl Resolver<'_> {
-    fn timeout(&self) -> Duration {
-        self.context.limits.meta_timeout
+    /// Asks again while that may help, for as long as names may take.
+    pub(super) async fn retried<T, F>(&self, what: &str, ask: impl FnMut() -> F) -> Result<T, FetchError>
+    where
+        F: Future<Output = Result<T, SourceError>>,
+    {
+        retried(what, self.context.limits.meta_timeout, ask).await
     }
 
     fn sources(&self, location: &Location) -> Result<Vec<Arc<dyn Source>>, FetchError> {
@@ -239,7 +266,7 @@ impl Resolver<'_> {
         let (Some(main), locals) = (sources.last(), &sources[..sources.len().saturating_sub(1)]) else {
             return Err(FetchError::Lost { what: name });
         };
-        let error = match retried(&name, self.timeout(), || main.resolve(tag)).await {
+        let error = match self.retried(&name, || main.resolve(tag)).await {
             Ok(digest) => {
                 if !locals.is_empty() {
                     let key = name.clone();
@@ -270,11 +297,11 @@ impl Resolver<'_> {
     }
 
     /// A manifest by digest: from the cache, else from the first source that has it, hashed.
-    async fn manifest(&self, sources: &[Arc<dyn Source>], digest: &Digest) -> Result<Verified, FetchError> {
+    pub(super) async fn manifest(&self, sources: &[Arc<dyn Source>], digest: &Digest) -> Result<Verified, FetchError> {
         let what = format!("manifest {digest}");
         let get = |source: Arc<dyn Source>| {
             let what = what.clone();
-            async move { retried(&what, self.timeout(), || source.manifest(digest)).await }
+            async move { self.retried(&what, || source.manifest(digest)).await }
         };
         self.small(&what, sources, digest, get).await
     }
@@ -294,7 +321,7 @@ impl Resolver<'_> {
         let get = |source: Arc<dyn Source>| {
             let what = what.clone();
             async move {
-                retried(&what, self.timeout(), || async {
+                self.retried(&what, || async {
                     let mut bytes = Vec::new();
                     if blob.size > 0 {
                         let mut stream = source.blob(&blob, 0..blob.size).await?;

@@ -66,6 +66,7 @@ fn fetch_errno(error: &FetchError) -> Errno {
         | FetchError::Poisoned { .. }
         | FetchError::Archive { .. }
         | FetchError::Index { .. }
+        | FetchError::Referrer { .. }
         | FetchError::OutsideRoot { .. }
         | FetchError::LinkLeaves { .. }
         | FetchError::ListingDiffers { .. }

@@ -25,7 +25,7 @@ const MODEL_PACK_CONFIGS: [&str; 2] =
     ["application/vnd.cncf.model.config.v1+json", "application/vnd.cnai.model.config.v1+json"];
 const MODEL_PACK_MANIFEST: &str = "application/vnd.cncf.model.manifest.v1+json";
 
-const MANIFEST_TYPES: [&str; 2] =
+pub(super) const MANIFEST_TYPES: [&str; 2] =
     ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
 const INDEX_TYPES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
@@ -83,7 +83,7 @@ pub struct Descriptor {
 /// A descriptor's form on the wire.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct RawDescriptor {
+pub(super) struct RawDescriptor {
     #[serde(default)]
     media_type: Option<String>,
     digest: String,
@@ -125,7 +125,7 @@ struct RawDocument {
     annotations: Option<BTreeMap<String, String>>,
 }
 
-fn invalid(what: &'static str, why: impl Into<String>) -> ModelKitError {
+pub(super) fn invalid(what: &'static str, why: impl Into<String>) -> ModelKitError {
     ModelKitError::Invalid { what, why: why.into() }
 }
 
@@ -189,7 +189,7 @@ fn flavor(config_type: &str, artifact_type: Option<&str>) -> Result<Flavor, Mode
     Err(ModelKitError::NotAKit { found, media_type: media_type.to_owned() })
 }
 
-fn descriptors(what: &'static str, raw: Vec<RawDescriptor>) -> Result<Vec<Descriptor>, ModelKitError> {
+pub(super) fn descriptors(what: &'static str, raw: Vec<RawDescriptor>) -> Result<Vec<Descriptor>, ModelKitError> {
     if raw.len() > MAX_LAYERS {
         return Err(invalid(what, format!("it lists {} blobs; kitfs reads at most {MAX_LAYERS}", raw.len())));
     }
@@ -201,7 +201,7 @@ fn descriptors(what: &'static str, raw: Vec<RawDescriptor>) -> Result<Vec<Descri
     Ok(descriptors)
 }
 
-fn descriptor(what: &'static str, raw: RawDescriptor) -> Result<Descriptor, ModelKitError> {
+pub(super) fn descriptor(what: &'static str, raw: RawDescriptor) -> Result<Descriptor, ModelKitError> {
     let digest = raw.digest.parse::<Digest>().map_err(|why| invalid(what, why.to_string()))?;
     let size =
         u64::try_from(raw.size).map_err(|_| invalid(what, format!("it says that {digest} has {} bytes", raw.size)))?;

@@ -3,6 +3,7 @@
 //! ```text
 //! manifest    Document::parse: verified bytes → manifest or image index
 //! index       the choice of one kit
+//! referrer    manifests that are about a kit
 //! config      the Kitfile as JSON (json: as leniently as Go reads it), ModelPack's config
 //! kit         Kit::read: which entry has which layer (media_type: what a layer is)
 //! filter      --filter
@@ -26,6 +27,7 @@ pub mod kitfile;
 pub mod manifest;
 mod media_type;
 pub mod plan;
+pub mod referrer;
 mod scalar;
 #[cfg(test)]
 mod tests;

@@ -260,6 +260,53 @@ impl FaultServer {
         digest
     }
 
+    /// Adds a manifest that refers to another, and lists it under the tag that the referrers tag schema gives to it.
+    pub fn add_referrer(&self, subject: &Digest, artifact_type: &str, bytes: impl Into<Vec<u8>>) -> Digest {
+        let bytes = bytes.into();
+        let size = bytes.len();
+        let digest = self.add_blob(bytes);
+        let tag = format!("sha256-{}", subject.hex());
+        let known = self.shared.state().tags.get(&tag).copied();
+        let mut manifests: Vec<serde_json::Value> = match known.and_then(|known| self.bytes_of(&known)) {
+            Some(bytes) => {
+                let index: serde_json::Value = serde_json::from_slice(&bytes).expect("an index in JSON");
+                index["manifests"].as_array().expect("manifests").clone()
+            }
+            None => Vec::new(),
+        };
+        manifests.push(serde_json::json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "artifactType": artifact_type,
+            "digest": digest,
+            "size": size,
+        }));
+        let index = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": manifests,
+        });
+        self.add_manifest(&tag, index.to_string());
+        digest
+    }
+
+    /// Forgets a blob or manifest.
+    pub fn remove(&self, digest: &Digest) {
+        self.shared.state().contents.remove(digest);
+    }
+
+    /// How long a blob or manifest is.
+    pub fn len_of(&self, digest: &Digest) -> Option<u64> {
+        self.shared.state().contents.get(digest).map(|content| content.len())
+    }
+
+    /// All bytes of a blob or manifest.
+    pub fn bytes_of(&self, digest: &Digest) -> Option<Vec<u8>> {
+        let content = self.shared.state().contents.get(digest).cloned()?;
+        let mut bytes = vec![0; content.len() as usize];
+        content.read_at(0, &mut bytes);
+        Some(bytes)
+    }
+
     /// Points a tag at a digest.
     pub fn tag(&self, tag: &str, digest: Digest) {
         self.shared.state().tags.insert(tag.to_owned(), digest);

@@ -2,15 +2,27 @@
 
 use std::io::Write as _;
 
+use kitfs::archive::index::annotations::Pin;
 use kitfs::digest::Digest;
 use serde_json::{Map, Value, json};
 
+use super::index::{attest, index_of};
 use super::{Content, FaultServer};
 
 /// A kit in the making.
 pub struct KitBuilder {
     config: Map<String, Value>,
     layers: Vec<(String, String, Digest, Blob)>,
+    indexed: Option<Indexed>,
+}
+
+/// Where the indexes of a kit are named.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Indexed {
+    /// In its manifest.
+    Pinned,
+    /// In a referrer.
+    Attested,
 }
 
 /// What the server gets for a layer.
@@ -27,6 +39,10 @@ pub struct Served {
     pub layers: Vec<Digest>,
     /// What to mount.
     pub reference: String,
+    /// What names the indexes of the layers, in order; empty where the kit was served without.
+    pub indexes: Vec<Pin>,
+    /// The referrer that names them, for [`KitBuilder::attested`].
+    pub referrer: Option<Digest>,
 }
 
 impl KitBuilder {
@@ -35,7 +51,17 @@ impl KitBuilder {
         let mut config = Map::new();
         config.insert("manifestVersion".to_owned(), json!("1.0.0"));
         config.insert("package".to_owned(), json!({"name": "made-for-tests"}));
-        Self { config, layers: Vec::new() }
+        Self { config, layers: Vec::new(), indexed: None }
+    }
+
+    /// Serves indexes of the layers, which the manifest pins.
+    pub fn indexed(self) -> Self {
+        Self { indexed: Some(Indexed::Pinned), ..self }
+    }
+
+    /// Serves indexes of the layers, which a referrer names; the manifest is as it would be without.
+    pub fn attested(self) -> Self {
+        Self { indexed: Some(Indexed::Attested), ..self }
     }
 
     /// A tar layer for `path`: `kind` is `model`, `code`, `datasets` or `docs`.
@@ -93,22 +119,31 @@ impl KitBuilder {
         let config_digest = server.add_blob(config.clone());
         let mut descriptors = Vec::new();
         let mut layers = Vec::new();
+        let mut pins = Vec::new();
         for (media_type, path, digest, blob) in self.layers {
-            let size = match blob {
-                Blob::Bytes(bytes) => {
-                    let size = bytes.len() as u64;
-                    server.add_blob(bytes);
-                    size
-                }
-                Blob::Content(content) => {
-                    let size = content.len();
-                    server.add_content(digest, content);
-                    size
-                }
+            let content = match blob {
+                Blob::Bytes(bytes) => Content::Bytes(bytes),
+                Blob::Content(content) => content,
             };
-            let mut descriptor = json!({"mediaType": media_type, "digest": digest.to_string(), "size": size});
+            let mut annotations = Map::new();
             if media_type.contains(".raw") {
-                descriptor["annotations"] = json!({"org.cncf.model.filepath": path});
+                annotations.insert("org.cncf.model.filepath".to_owned(), path.into());
+            }
+            if let Some(indexed) = self.indexed {
+                let (_, suffix) = media_type.split_once(".v1.").expect("a layer's media type");
+                let index = index_of(&content, suffix);
+                server.add_blob(index.as_bytes());
+                let pin = index.pin();
+                if indexed == Indexed::Pinned {
+                    annotations.extend(pin.annotations().map(|(key, value)| (key.to_owned(), value.into())));
+                }
+                pins.push((digest, pin));
+            }
+            let size = content.len();
+            server.add_content(digest, content);
+            let mut descriptor = json!({"mediaType": media_type, "digest": digest.to_string(), "size": size});
+            if !annotations.is_empty() {
+                descriptor["annotations"] = Value::Object(annotations);
             }
             descriptors.push(descriptor);
             layers.push(digest);
@@ -123,7 +158,9 @@ impl KitBuilder {
             "layers": descriptors,
         });
         let digest = server.add_manifest(tag, manifest.to_string());
-        Served { digest, layers, reference: server.reference(tag) }
+        let referrer = (self.indexed == Some(Indexed::Attested)).then(|| attest(server, &digest, &pins));
+        let indexes = pins.into_iter().map(|(_, pin)| pin).collect();
+        Served { digest, layers, reference: server.reference(tag), indexes, referrer }
     }
 }
 

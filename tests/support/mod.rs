@@ -6,6 +6,7 @@
 //!   wire         its HTTP: requests in, answers out
 //!   content      what it serves: bytes, a file, or a function
 //! kit            ModelKits made for tests, hostile ones too
+//! index          indexes of their layers, and referrers
 //! kithome        kit's local storage, filled from a layout
 //! sample         a kit with something of everything
 //! life           what is mounted, who serves it, what is left
@@ -17,6 +18,7 @@
 pub mod content;
 pub mod fault;
 pub mod http;
+pub mod index;
 pub mod kit;
 pub mod kithome;
 pub mod life;

@@ -28,7 +28,7 @@ impl LayerFetch {
                 let job = &job;
                 async move { job.run(&transfer).await }
             };
-            let filled = this.from_a_source(fill).await?;
+            let filled = this.read_whole(fill).await?;
             this.accept(filled)
         });
         while_progressing(fill, self.progress(), &self.context.limits, &self.what()).await
@@ -46,7 +46,7 @@ impl LayerFetch {
     /// The same, always by reading the layer whole.
     pub async fn audit(self: &Arc<Self>) -> Result<Arc<Index>, FetchError> {
         let bound = self.context.limits.max_inflated;
-        let audit = self.from_a_source(|transfer| async move {
+        let audit = self.read_whole(|transfer| async move {
             self.progress.send_replace(0);
             let passed = pass(&self.layer, bound, transfer.ordered(), None).await?;
             Ok(Arc::new(passed.index))
@@ -69,7 +69,7 @@ impl LayerFetch {
     }
 
     /// Reads the layer whole by `read` from one source after the other, until one gives its true bytes.
-    async fn from_a_source<F>(&self, read: impl Fn(Transfer) -> F) -> Result<Arc<Index>, FetchError>
+    async fn read_whole<F>(&self, read: impl Fn(Transfer) -> F) -> Result<Arc<Index>, FetchError>
     where
         F: Future<Output = Result<Arc<Index>, Failure>>,
     {

@@ -1,0 +1,208 @@
+//! Who vouches for which index: what each layer of a plan may be read by.
+//!
+//! A pin stands in the manifest, so that the kit's digest covers it. An attested index comes from a referrer, which the user
+//! trusts by its digest or by a rule for the repository; whoever else refers to a kit is not listened to. What is named
+//! belongs to one layer of one kit: another kit that shares the layer has to name it itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::named::Named;
+use super::resolve::{Origin, Resolver};
+use super::{FetchError, Tier};
+use crate::archive::index::annotations::{InvalidPin, MEDIA_TYPE, Pin};
+use crate::digest::Digest;
+use crate::modelkit::Plan;
+use crate::modelkit::error::ModelKitError;
+use crate::modelkit::referrer::Referrer;
+use crate::report::chain;
+
+/// Referrers of one kit that are looked at, where a rule trusts all of them: one is expected, and each costs a request.
+const REFERRERS: usize = 16;
+
+/// Whose word counts for what a layer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Trust {
+    /// The manifest's, and that of the referrers that the user trusts.
+    #[default]
+    Index,
+    /// The layer's own digest alone.
+    Layer,
+}
+
+/// Why a manifest is not taken for a referrer that vouches for the kit's indexes.
+#[derive(Debug, thiserror::Error)]
+pub enum BadReferrer {
+    /// It is not a referrer at all.
+    #[error(transparent)]
+    Malformed(#[from] ModelKitError),
+    /// It is one of another kind.
+    #[error("its artifactType is {found:?}, expected {MEDIA_TYPE:?}; `kitfs index REF` prints the digest to trust")]
+    OtherType {
+        /// Its artifact type.
+        found: String,
+    },
+    /// It is about another kit.
+    #[error("it is about {subject}, and this kit is {kit}; `kitfs index REF` prints the digest to trust")]
+    OtherKit {
+        /// Whom it is about.
+        subject: Digest,
+        /// The kit that was asked for.
+        kit: Digest,
+    },
+    /// It holds what is no index.
+    #[error("it holds {blob} of type {found:?}, expected {MEDIA_TYPE:?}")]
+    Foreign {
+        /// What it holds.
+        blob: Digest,
+        /// Its media type.
+        found: String,
+    },
+    /// It does not say what an index is of.
+    #[error("index {index}: {cause}")]
+    Unnamed {
+        /// The index.
+        index: Digest,
+        /// What is wrong.
+        #[source]
+        cause: InvalidPin,
+    },
+}
+
+/// Indexes that referrers attest, by the kit of the chain and the layer.
+type Attested = BTreeMap<(usize, Digest), Pin>;
+
+/// Says for each layer of the plan which index is named for it, and adds what went wrong to the plan's warnings.
+pub(super) async fn name(
+    resolver: &Resolver<'_>,
+    origins: &[Origin],
+    plan: &mut Plan,
+) -> Result<Vec<Option<Named>>, FetchError> {
+    if resolver.request.trust == Trust::Layer {
+        return Ok(plan.layers.iter().map(|_| None).collect());
+    }
+    let mut warnings = Vec::new();
+    let pinned = plan.layers.iter().map(|layer| {
+        let pin = Pin::read(&layer.annotations).unwrap_or_else(|error| {
+            warnings.push(format!("layer {}: {error}; the layer is read as if it had no index", layer.digest));
+            None
+        });
+        pin.map(|pin| Named { pin, tier: Tier::Pinned })
+    });
+    let mut named: Vec<_> = pinned.collect();
+
+    let mut attested = Attested::new();
+    for digest in &resolver.request.index_digests {
+        by_digest(resolver, origins, digest, &mut attested, &mut warnings).await?;
+    }
+    let unnamed = |attested: &Attested| {
+        let all = plan.layers.iter().zip(&named).filter(|(_, named)| named.is_none());
+        let rest = all.filter(|(layer, _)| !attested.contains_key(&(layer.kit, layer.digest)));
+        rest.map(|(layer, _)| layer.kit).collect::<BTreeSet<_>>()
+    };
+    for kit in unnamed(&attested) {
+        let Some(origin) = origins.get(kit) else { continue };
+        if resolver.request.trusted_indexes.iter().any(|pattern| pattern.covers(&origin.repository)) {
+            by_rule(resolver, kit, origin, &mut attested, &mut warnings).await;
+        }
+    }
+    for (layer, named) in plan.layers.iter().zip(&mut named) {
+        let pin = attested.get(&(layer.kit, layer.digest));
+        *named = named.or_else(|| pin.map(|pin| Named { pin: *pin, tier: Tier::Attested }));
+    }
+    plan.warnings.extend(warnings);
+    Ok(named)
+}
+
+/// Adds what a referrer names that the user trusts by its digest. One that is not to be had is a warning, as the kit can
+/// be read without; one that is not what the user must have meant is an error.
+async fn by_digest(
+    resolver: &Resolver<'_>,
+    origins: &[Origin],
+    digest: &Digest,
+    attested: &mut Attested,
+    warnings: &mut Vec<String>,
+) -> Result<(), FetchError> {
+    let sources: Vec<_> = origins.iter().flat_map(|origin| origin.sources.iter().cloned()).collect();
+    let manifest = match resolver.manifest(&sources, digest).await {
+        Ok(manifest) => manifest,
+        Err(error @ (FetchError::Cache(_) | FetchError::Lost { .. })) => return Err(error),
+        Err(error) => {
+            warnings.push(format!("the trusted index {digest} is not used: {}", chain(&error)));
+            return Ok(());
+        }
+    };
+    let bad = |cause| FetchError::Referrer { referrer: *digest, cause: Box::new(cause) };
+    let referrer = Referrer::parse(&manifest).map_err(|error| bad(error.into()))?;
+    let pins = pins(&referrer).map_err(bad)?;
+    let Some(kit) = origins.iter().position(|origin| origin.digest == referrer.subject) else {
+        return Err(bad(BadReferrer::OtherKit { subject: referrer.subject, kit: origins[0].digest }));
+    };
+    add(attested, kit, pins);
+    Ok(())
+}
+
+/// Adds what the first good referrer names that the kit's repository holds. Whatever fails leaves the kit without, and is a
+/// warning.
+async fn by_rule(
+    resolver: &Resolver<'_>,
+    kit: usize,
+    origin: &Origin,
+    attested: &mut Attested,
+    warnings: &mut Vec<String>,
+) {
+    let mut refused = Vec::new();
+    for source in &origin.sources {
+        let what = format!("the list of what refers to {}", origin.digest);
+        let mut found = match resolver.retried(&what, || source.referrers(&origin.digest, MEDIA_TYPE)).await {
+            Ok(found) => found,
+            Err(error) => {
+                refused.push(chain(&error));
+                continue;
+            }
+        };
+        // In an order that is the same everywhere and every time.
+        found.sort_unstable();
+        found.dedup();
+        for digest in found.iter().take(REFERRERS) {
+            let manifest = match resolver.manifest(&origin.sources, digest).await {
+                Ok(manifest) => manifest,
+                Err(error) => {
+                    refused.push(chain(&error));
+                    continue;
+                }
+            };
+            let read = Referrer::parse(&manifest).map_err(BadReferrer::from).and_then(|referrer| {
+                let pins = pins(&referrer)?;
+                let (subject, kit) = (referrer.subject, origin.digest);
+                if subject == kit { Ok(pins) } else { Err(BadReferrer::OtherKit { subject, kit }) }
+            });
+            match read {
+                Ok(pins) => return add(attested, kit, pins),
+                Err(cause) => refused.push(chain(&FetchError::Referrer { referrer: *digest, cause: Box::new(cause) })),
+            }
+        }
+    }
+    warnings.extend(refused.into_iter().map(|why| format!("no trusted index for {}: {why}", origin.repository)));
+}
+
+/// The indexes that a referrer names, with the layers that they are of.
+fn pins(referrer: &Referrer) -> Result<Vec<(Digest, Pin)>, BadReferrer> {
+    if referrer.artifact_type != MEDIA_TYPE {
+        return Err(BadReferrer::OtherType { found: referrer.artifact_type.clone() });
+    }
+    let read = referrer.layers.iter().map(|layer| {
+        if layer.media_type != MEDIA_TYPE {
+            return Err(BadReferrer::Foreign { blob: layer.digest, found: layer.media_type.clone() });
+        }
+        Pin::read_referred(layer.digest, layer.size, &layer.annotations)
+            .map_err(|cause| BadReferrer::Unnamed { index: layer.digest, cause })
+    });
+    read.collect()
+}
+
+/// What was named first stays.
+fn add(attested: &mut Attested, kit: usize, pins: Vec<(Digest, Pin)>) {
+    for (layer, pin) in pins {
+        attested.entry((kit, layer)).or_insert(pin);
+    }
+}
