@@ -107,6 +107,7 @@ impl Cli {
 
     /// Runs the command.
     pub fn run(self) -> Result<(), Failure> {
+        raise_descriptor_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         // Dropping the runtime waits for what is being written to the cache.
         runtime.block_on(async {
@@ -120,6 +121,18 @@ impl Cli {
                 Command::Resolve(command) => command.run().await,
             }
         })
+    }
+}
+
+/// Allows as many descriptors as we may have: each file that is being filled takes one, and the usual limit of 1,024 is
+/// meant for programs that call `select`. Where it can't be raised, the cache keeps less.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit })
+    {
+        tracing::debug!(%error, "the limit of open files stays");
     }
 }
 

@@ -258,3 +258,91 @@ impl OpenFiles {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+    use crate::fetch::Limits;
+
+    fn file() -> (tempfile::TempDir, Arc<Cache>, Arc<OpenFiles>, Arc<Chunked>) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let cache = Arc::new(Cache::open(&dir.path().join("cache")).expect("a cache"));
+        let list = ChunkList::new(3, Bytes::copy_from_slice(Digest::of(b"abc").as_bytes())).expect("one chunk");
+        let files = Arc::new(OpenFiles::default());
+        let file = files.get_or_open(&cache, list);
+        (dir, cache, files, file)
+    }
+
+    fn claim(file: &Arc<Chunked>) -> (Option<Claim>, Wait) {
+        file.claim(0, &watch::Sender::new(0))
+    }
+
+    async fn bytes(wait: Wait) -> Result<Verified, FetchError> {
+        match wait {
+            Wait::Coming(coming) => coming.bytes(&Limits::default()).await,
+            Wait::Here => panic!("it is not here yet"),
+        }
+    }
+
+    fn abc() -> Unverified {
+        Unverified::new(&b"abc"[..])
+    }
+
+    #[tokio::test]
+    async fn one_claims_a_chunk_and_all_get_the_same_answer() {
+        let (_dir, cache, files, file) = file();
+        let (first, mine) = claim(&file);
+        let (second, theirs) = claim(&file);
+        assert!(second.is_none());
+        assert!(first.expect("the claim").accept(abc()).expect("its bytes"), "the file is complete");
+        assert_eq!(bytes(mine).await.expect("its bytes").bytes(), "abc");
+        assert_eq!(bytes(theirs).await.expect("its bytes").bytes(), "abc");
+        let (again, wait) = claim(&file);
+        assert!(again.is_none() && matches!(wait, Wait::Here) && file.cached(&(1..3)).is_some());
+        let same = files.get_or_open(&cache, file.list().clone());
+        assert!(Arc::ptr_eq(&file, &same), "whoever reads this content shares the file");
+    }
+
+    #[tokio::test]
+    async fn other_bytes_give_the_claim_back_and_nobody_an_answer() {
+        let (_dir, _cache, _files, file) = file();
+        let (first, wait) = claim(&file);
+        let (held, mismatch) =
+            first.expect("the claim").accept(Unverified::new(&b"abd"[..])).expect_err("not its bytes");
+        assert_eq!(mismatch.found, Digest::of(b"abd"));
+        held.accept(abc()).expect("its bytes");
+        assert_eq!(bytes(wait).await.expect("its bytes").bytes(), "abc");
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_is_dropped_ends_the_wait_and_the_next_claims_anew() {
+        let (_dir, _cache, _files, file) = file();
+        let (first, wait) = claim(&file);
+        drop(first);
+        assert!(matches!(bytes(wait).await, Err(FetchError::Lost { .. })));
+        let (second, wait) = claim(&file);
+        let error = FetchError::Lost { what: "on purpose".to_owned() };
+        second.expect("free again").fail(Arc::new(error));
+        let told = bytes(wait).await.expect_err("refused");
+        assert!(matches!(told.root(), FetchError::Lost { what } if what == "on purpose"));
+        assert!(claim(&file).0.is_some());
+    }
+
+    #[tokio::test]
+    async fn what_another_process_wrote_is_found_and_what_is_complete_is_committed() {
+        let (_dir, cache, files, file) = file();
+        let other = OpenFiles::default().get_or_open(&cache, file.list().clone());
+        claim(&other).0.expect("the claim").accept(abc()).expect("its bytes");
+        let (claim, wait) = claim(&file);
+        assert!(claim.expect("not here yet").look().expect("is on the disk"), "it completes the file");
+        assert_eq!(bytes(wait).await.expect("its bytes").bytes(), "abc");
+        files.commit(&cache, file.clone());
+        let (name, size) = (file.list().object(), file.list().size());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !cache.has_object(&name, size) {
+            assert!(std::time::Instant::now() < deadline, "it was not committed");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+}

@@ -279,6 +279,8 @@ impl Fs {
         }
         let streaming = match origin {
             Origin::Layer { layer, .. } => {
+                // What the kernel has cached of it is not asked for.
+                self.kit.layers[layer as usize].check_poison()?;
                 self.context.verify == Verify::Stream && self.kit.layers[layer as usize].tier() == Tier::Provisional
             }
             Origin::Skeleton | Origin::Kitfile => false,
@@ -315,6 +317,7 @@ impl Fs {
 
     async fn read_layer(&self, at: (u32, u32), offset: u64, len: usize) -> Result<ReadReply, FsError> {
         let (layer, row) = (&self.kit.layers[at.0 as usize], at.1 as usize);
+        layer.check_poison()?;
         let range = offset..offset + len as u64;
         loop {
             let open = self.open_files().get(&at).cloned();

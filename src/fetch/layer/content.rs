@@ -45,8 +45,7 @@ impl LayerFetch {
             }
             // Its content comes whole, and that of an earlier fill was evicted or damaged.
             self.fill.forget();
-        }
-        if let Some(path) = self.streamed(row, end).await? {
+        } else if let Some(path) = self.streamed(row, end).await? {
             return Ok(RowContent::Staged(path));
         }
         let index = self.fill().await?;
@@ -63,10 +62,11 @@ impl LayerFetch {
         file: &Arc<Chunked>,
         range: Range<u64>,
     ) -> Result<Vec<Piece>, FetchError> {
+        self.check_poison()?;
         if let Some(cached) = file.cached(&range) {
+            self.note_file(file);
             return Ok(vec![Piece::File(cached)]);
         }
-        self.check_poison()?;
         let offset = self.known().and_then(|known| Some(known.head().row(row)?.offset()));
         let offset = offset.ok_or_else(|| FetchError::Lost { what: format!("the index of {}", self.what()) })?;
         let mut waits = Vec::new();
@@ -98,6 +98,13 @@ impl LayerFetch {
         Ok(pieces)
     }
 
+    /// Notes a file that is complete, whoever completed it.
+    fn note_file(self: &Arc<Self>, file: &Chunked) {
+        if file.is_complete() {
+            self.note_complete(file.list().object());
+        }
+    }
+
     /// Sets out to get chunks; whoever wants them waits at their claims.
     fn get(self: &Arc<Self>, row: usize, mut wants: Vec<Want>) {
         let this = self.clone();
@@ -111,7 +118,7 @@ impl LayerFetch {
                 permits: this.permits.clone(),
             };
             for file in supply.get(wants).await {
-                this.note_complete(&file.list().object());
+                this.note_complete(file.list().object());
             }
         });
     }
@@ -172,7 +179,7 @@ impl LayerFetch {
         let Some((name, size)) = found else { return Ok(None) };
         let object = self.blocking(move |cache| cache.object(&name, size)).await?;
         if object.is_some() {
-            self.note_complete(&name);
+            self.note_complete(name);
         }
         Ok(object)
     }

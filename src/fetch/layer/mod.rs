@@ -300,7 +300,8 @@ impl LayerFetch {
         self.poison.lock().unwrap_or_else(|held| held.into_inner())
     }
 
-    fn check_poison(&self) -> Result<(), FetchError> {
+    /// Refuses a layer that was found to be false.
+    pub fn check_poison(&self) -> Result<(), FetchError> {
         match self.poisoned() {
             Some(why) => Err(FetchError::Poisoned { layer: self.layer.digest, why }),
             None => Ok(()),

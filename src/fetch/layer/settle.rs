@@ -51,6 +51,15 @@ impl Unread {
         last
     }
 
+    /// Whether it is news that an object is complete.
+    fn awaits(&self, object: &ObjectDigest) -> bool {
+        match &*self.0.lock().unwrap_or_else(|held| held.into_inner()) {
+            State::Unknown => true,
+            State::Left(left) => left.contains(object),
+            State::None => false,
+        }
+    }
+
     /// Begins anew, since the proof could not be had.
     fn reset(&self) {
         *self.0.lock().unwrap_or_else(|held| held.into_inner()) = State::Unknown;
@@ -59,26 +68,33 @@ impl Unread {
 
 impl LayerFetch {
     /// Notes that an object of the layer is complete in the cache. After the last one of an attested layer, proves it.
-    pub(super) fn note_complete(self: &Arc<Self>, object: &ObjectDigest) {
-        let Some(Known::Named(head, named)) = self.known() else { return };
-        if named.tier != Tier::Attested || self.layer.compression != Compression::None || self.poisoned().is_some() {
+    pub(super) fn note_complete(self: &Arc<Self>, object: ObjectDigest) {
+        let is_attested = self.tier() == Tier::Attested && self.layer.compression == Compression::None;
+        if !is_attested || !self.unread.awaits(&object) {
             return;
         }
-        let cache = self.context.cache.clone();
-        let missing = || {
-            let files = head.rows().filter_map(|row| Some((row.object()?, row.size()))).filter(|(_, size)| *size > 0);
-            files.filter(|(name, size)| !cache.has_object(name, *size)).map(|(name, _)| name).collect()
-        };
-        if self.unread.note(object, missing) {
-            let this = self.clone();
-            tokio::spawn(async move {
-                if let Err(error) = this.settle(head).await {
-                    let error = crate::report::chain(&error);
-                    tracing::warn!(layer = %this.layer.digest, %error, "an attested layer could not be proved yet");
-                    this.unread.reset();
-                }
-            });
-        }
+        let Some(Known::Named(head, _)) = self.known() else { return };
+        let this = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = this.settle_after(object, head).await {
+                let error = crate::report::chain(&error);
+                tracing::warn!(layer = %this.layer.digest, %error, "an attested layer could not be proved yet");
+                this.unread.reset();
+            }
+        });
+    }
+
+    async fn settle_after(self: &Arc<Self>, object: ObjectDigest, head: Arc<Head>) -> Result<(), FetchError> {
+        let (this, rows) = (self.clone(), head.clone());
+        let last = self.blocking(move |cache| {
+            let missing = || {
+                let files = rows.rows().filter_map(|row| Some((row.object()?, row.size())));
+                let files = files.filter(|(name, size)| *size > 0 && !cache.has_object(name, *size));
+                files.map(|(name, _)| name).collect()
+            };
+            Ok(this.unread.note(&object, missing))
+        });
+        if last.await? { self.settle(head).await } else { Ok(()) }
     }
 
     async fn settle(self: &Arc<Self>, head: Arc<Head>) -> Result<(), FetchError> {
