@@ -86,6 +86,7 @@ fn source_errno(error: &SourceError) -> Errno {
         | SourceError::RangeIgnored { .. }
         | SourceError::Transport { .. }
         | SourceError::Status { .. }
+        | SourceError::Refused { .. }
         | SourceError::Protocol { .. }
         | SourceError::Setup { .. }
         | SourceError::Disk { .. } => Errno::IO,

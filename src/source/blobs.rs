@@ -14,10 +14,13 @@ use futures_util::stream;
 use rustix::fs::{Mode, OFlags};
 
 use crate::digest::{Digest, Unverified};
+use crate::source::index_file::{Descriptor, Referring};
 use crate::source::{BlobId, ByteStream, MAX_MANIFEST, SourceError, check_range};
 
 /// What one `pread` takes: a chunk of the cache, and all that a stream holds in memory.
 const BLOCK: u64 = 1 << 20;
+/// How many manifests are read to find referrers: more than kits in a directory, and no hostile list takes long.
+const MAX_CANDIDATES: usize = 1024;
 
 /// A directory of blobs.
 #[derive(Debug, Clone)]
@@ -61,6 +64,26 @@ impl Blobs {
         Ok(Box::pin(stream::try_unfold(range, move |left| next_block(Arc::clone(&file), left))))
     }
 
+    /// Which of the `candidates` are manifests of this type that refer to `subject`. What is not there or is damaged
+    /// refers to nothing.
+    pub(super) async fn referrers(
+        &self,
+        candidates: &[&Descriptor],
+        subject: &Digest,
+        artifact_type: &str,
+    ) -> Result<Vec<Digest>, SourceError> {
+        let mut found = Vec::new();
+        for digest in candidates.iter().filter_map(|entry| entry.digest.parse().ok()).take(MAX_CANDIDATES) {
+            let Some(manifest) = self.manifest(&digest).await.ok().and_then(|bytes| bytes.verify(&digest).ok()) else {
+                continue;
+            };
+            if Referring::is_referrer(manifest.bytes(), subject, artifact_type) && !found.contains(&digest) {
+                found.push(digest);
+            }
+        }
+        Ok(found)
+    }
+
     fn path(&self, digest: &Digest) -> PathBuf {
         self.dir.join(digest.hex())
     }
@@ -96,7 +119,8 @@ pub(super) fn read_small(path: &Path, source_name: &str) -> Result<Option<Vec<u8
     Ok(Some(bytes))
 }
 
-fn open_regular(path: &Path, source_name: &str) -> Result<Option<(File, u64)>, SourceError> {
+/// A file and its size; `None` where there is none.
+pub(super) fn open_regular(path: &Path, source_name: &str) -> Result<Option<(File, u64)>, SourceError> {
     let refuse = |what: &str| {
         let what = format!("{} {what}; a blob is a regular file", path.display());
         Err(SourceError::Protocol { source_name: source_name.to_owned(), what })
@@ -117,7 +141,7 @@ fn open_regular(path: &Path, source_name: &str) -> Result<Option<(File, u64)>, S
     Ok(Some((file, metadata.len())))
 }
 
-fn disk(path: &Path, cause: io::Error) -> SourceError {
+pub(super) fn disk(path: &Path, cause: io::Error) -> SourceError {
     SourceError::Disk { path: path.display().to_string(), cause: Arc::new(cause) }
 }
 

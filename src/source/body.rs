@@ -18,7 +18,7 @@ pub(super) enum Unread {
 }
 
 /// Reads a whole answer of at most `cap` bytes. The header's length is not trusted to be right, only to be too much.
-pub(super) async fn read_capped(mut response: Response, cap: u64) -> Result<Vec<u8>, Unread> {
+pub(super) async fn read_capped(response: &mut Response, cap: u64) -> Result<Vec<u8>, Unread> {
     if response.content_length().is_some_and(|length| length > cap) {
         return Err(Unread::TooLong);
     }

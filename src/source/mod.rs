@@ -1,23 +1,35 @@
-//! Where manifests and blobs come from.
+//! Where manifests and blobs come from, and where they are written to.
 //!
-//! One trait, three implementations (registry, OCI layout, kit's storage), and one conformance test over all of them
-//! (`tests/source_conformance.rs`). A source moves bytes and reports what went wrong; it does not retry, cache or
-//! decide: that is `fetch`'s. What it returns is [`Unverified`]: the caller hashes.
+//! Two traits, to read ([`Source`]) and to write ([`Target`]); three implementations of both (registry, OCI layout,
+//! kit's storage), and one conformance test of each over all of them (`tests/source_conformance.rs`,
+//! `tests/target_conformance.rs`). A source moves bytes and reports what went wrong; it does not retry, cache or
+//! decide: that is its caller's. What it returns is [`Unverified`]: the caller hashes. What is written is hashed here.
 //!
 //! ```text
-//! layout, kit_storage       local directories; both read their blobs through `blobs`
+//! layout, kit_storage       local directories, in each of them `write` beside what reads
+//!   blobs                   how both read their blobs
+//!   files                   how both write: whole files or none, and lists under a lock
 //! registry                  the distribution API: which request, and whether the answer keeps to what was asked
+//!   registry/push, upload   writing; the body of a blob on its way, given up when it stalls
+//!   registry/referrers      who refers to a manifest: the API, or the tag that stands in for it
 //!   transport, body         one HTTP request with its redirects; an answer's bytes, counted and timed
-//!   token, challenge        tokens: one flight for all who need one
+//!   token, access,          tokens: one flight for all who need one, and for what
+//!     challenge
 //!   credentials, helper     what the user has logged in with, read anew each time
+//! checked                   a blob's bytes on their way to a target, hashed
+//! index_file                OCI's image index: lists of manifests and of referrers
 //! ```
 
+mod access;
 mod blobs;
 mod body;
 mod challenge;
+mod checked;
 mod connection;
 mod credentials;
+mod files;
 mod helper;
+mod index_file;
 mod kit_storage;
 mod layout;
 mod registry;
@@ -76,14 +88,11 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// Bytes `range` of a blob. The range is not empty and ends at or before `blob.size`.
     async fn blob(&self, blob: &BlobId, range: Range<u64>) -> Result<ByteStream, SourceError>;
 
-    /// All tags of the repository.
+    /// All tags of the repository that name kits: those that hold referrers are left out.
     async fn tags(&self) -> Result<Vec<String>, SourceError>;
 
     /// The manifests of this artifact type that refer to `subject`. What they are is the source's claim.
-    async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Digest>, SourceError> {
-        let _ = (subject, artifact_type);
-        Ok(Vec::new())
-    }
+    async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Digest>, SourceError>;
 }
 
 /// The source that a reference points at. Nothing is asked of a registry yet.
@@ -94,6 +103,20 @@ pub fn open(location: &Location, connection: &Connection, kit_home: &Path) -> Re
         Location::Registry { host, repository } => Arc::new(Registry::new(host, repository, connection, kit_home)?),
         Location::Layout { dir } => Arc::new(Layout::open(dir)?),
         Location::Local { repository } => Arc::new(KitStorage::local(kit_home, repository)),
+    })
+}
+
+/// The place that a reference points at, to write there. A directory that is empty or not there becomes an OCI layout;
+/// kit's storage is made where there is none. Nothing is asked of a registry yet.
+pub fn open_target(
+    location: &Location,
+    connection: &Connection,
+    kit_home: &Path,
+) -> Result<Arc<dyn Target>, SourceError> {
+    Ok(match location {
+        Location::Registry { host, repository } => Arc::new(Registry::new(host, repository, connection, kit_home)?),
+        Location::Layout { dir } => Arc::new(Layout::create(dir)?),
+        Location::Local { repository } => Arc::new(KitStorage::create(kit_home, repository)?),
     })
 }
 
@@ -164,6 +187,16 @@ pub enum SourceError {
         /// `Retry-After`, where it was given.
         retry_after: Option<Duration>,
     },
+    /// A registry refused a write for good: 404, 405, 413, a wrong digest.
+    #[error("{source_name} answered {status} to {what}")]
+    Refused {
+        /// The registry's repository.
+        source_name: String,
+        /// The HTTP status.
+        status: u16,
+        /// What was to be written, what that status means, and the registry's own words.
+        what: String,
+    },
     /// An answer that breaks the protocol: a wrong `Content-Range`, a body too long, a redirect to plain HTTP.
     #[error("{source_name}: {what}")]
     Protocol {
@@ -172,7 +205,7 @@ pub enum SourceError {
         /// What was expected and what came.
         what: String,
     },
-    /// A local file can't be read.
+    /// A local file can't be read or written.
     #[error("{path}: {cause}")]
     Disk {
         /// The file.
@@ -201,6 +234,7 @@ impl SourceError {
             | Self::Unauthorized { .. }
             | Self::Forbidden { .. }
             | Self::RangeIgnored { .. }
+            | Self::Refused { .. }
             | Self::Protocol { .. }
             | Self::Disk { .. }
             | Self::Setup { .. } => false,

@@ -3,9 +3,10 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{BlobId, ByteStream, Source, SourceError};
 use crate::digest::Digest;
 use crate::reference::Location;
+use crate::source::registry::{MAX_TAG, is_tag};
+use crate::source::{BlobId, ByteStream, Source, SourceError};
 
 /// A manifest to be written.
 #[derive(Debug, Clone)]
@@ -43,4 +44,13 @@ pub trait Target: Source {
     /// Writes a manifest under its digest, and under a tag where one is given, which then points at nothing else. A
     /// referrer is found by [`Source::referrers`] from then on.
     async fn put_manifest(&self, manifest: &NewManifest, tag: Option<&str>) -> Result<Digest, SourceError>;
+}
+
+/// Refuses a tag that no registry would take, before anything is written.
+pub(super) fn check_tag(tag: &str, source_name: &str) -> Result<(), SourceError> {
+    if is_tag(tag) {
+        return Ok(());
+    }
+    let what = format!("{tag:?} is not a tag: expected at most {MAX_TAG} of A-Z a-z 0-9 _ . -, not first . or -");
+    Err(SourceError::Protocol { source_name: source_name.to_owned(), what })
 }

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - At most one token request is in flight. It runs as a task of its own, so that a reader who leaves cancels nothing,
 //!   and ends by its requests' deadlines; a guard clears it, on panic too.
-//! - A grant is renewed before it expires, and when the registry refuses it; the caller asks for that once a request.
+//! - A grant is renewed before it expires, when the registry refuses it (the caller asks for that once a request), and
+//!   when it does not cover what is asked.
 //! - No secret goes from an https registry to a plain http token server.
 //!
 //! The one lock here guards a few fields and is never held across an await.
@@ -19,9 +20,10 @@ use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use url::Url;
 
+use crate::source::access::Access;
 use crate::source::challenge::{self, Challenge};
 use crate::source::credentials::{Credential, Found, Keyring, Secret};
-use crate::source::transport::{Call, Transport, authority};
+use crate::source::transport::{Body, Call, Transport, authority};
 use crate::source::{MAX_MANIFEST, SourceError, registry};
 
 /// What the token specification assumes where `expires_in` is missing.
@@ -40,11 +42,14 @@ pub(super) struct Grant {
     number: u64,
     /// `None` for what does not expire by itself.
     until: Option<Instant>,
+    /// What it was asked for.
+    access: Access,
 }
 
 impl Grant {
-    fn is_fresh(&self) -> bool {
-        self.until.is_none_or(|until| Instant::now() < until)
+    /// Whether it may still be sent, and for this.
+    fn serves(&self, access: &Access) -> bool {
+        self.until.is_none_or(|until| Instant::now() < until) && self.access.covers(access)
     }
 }
 
@@ -71,7 +76,7 @@ struct State {
     /// What the registry asked for last.
     challenge: Option<Challenge>,
     grant: Option<Grant>,
-    flight: Option<Flight>,
+    flight: Option<(Access, Flight)>,
     grants: u64,
     /// Which credentials were used last.
     tried: Option<String>,
@@ -85,41 +90,55 @@ impl Tokens {
     }
 
     /// The grant to send, renewed if it is about to expire; nothing as long as the registry has asked for nothing.
-    pub(super) async fn current(&self) -> Result<Option<Grant>, SourceError> {
+    pub(super) async fn current(&self, access: &Access) -> Result<Option<Grant>, SourceError> {
         let challenge = {
             let state = self.shared.lock();
             match (&state.grant, &state.challenge) {
-                (Some(grant), _) if grant.is_fresh() => return Ok(Some(grant.clone())),
+                (Some(grant), _) if grant.serves(access) => return Ok(Some(grant.clone())),
                 (Some(_), Some(challenge)) => challenge.clone(),
                 _ => return Ok(None),
             }
         };
-        self.grant(challenge, None).await.map(Some)
+        self.grant(challenge, None, access).await.map(Some)
     }
 
     /// A grant after the registry answered 401 to a request that carried `refused`.
-    pub(super) async fn answer(&self, headers: &HeaderMap, refused: Option<&Grant>) -> Result<Grant, SourceError> {
+    pub(super) async fn answer(
+        &self,
+        headers: &HeaderMap,
+        refused: Option<&Grant>,
+        access: &Access,
+    ) -> Result<Grant, SourceError> {
         match challenge::choose(headers) {
-            Some(challenge) => self.grant(challenge, refused.map(|grant| grant.number)).await,
+            Some(challenge) => self.grant(challenge, refused.map(|grant| grant.number), access).await,
             None => Err(self.refused()),
         }
     }
 
-    async fn grant(&self, challenge: Challenge, refused: Option<u64>) -> Result<Grant, SourceError> {
-        let flight = {
-            let mut state = self.shared.lock();
-            match (&state.grant, &state.flight) {
-                (Some(grant), _) if grant.is_fresh() && Some(grant.number) != refused => return Ok(grant.clone()),
-                (_, Some(flight)) => flight.clone(),
-                _ => {
-                    state.challenge = Some(challenge.clone());
-                    // The task lands only after this lock is released, so it can't be cleared before it is entered.
-                    let flight = launch(Arc::clone(&self.shared), challenge);
-                    state.flight.insert(flight).clone()
+    async fn grant(&self, challenge: Challenge, refused: Option<u64>, access: &Access) -> Result<Grant, SourceError> {
+        loop {
+            let (enough, flight) = {
+                let mut state = self.shared.lock();
+                match (&state.grant, &state.flight) {
+                    (Some(grant), _) if grant.serves(access) && Some(grant.number) != refused => {
+                        return Ok(grant.clone());
+                    }
+                    (_, Some((asked, flight))) => (asked.covers(access), flight.clone()),
+                    _ => {
+                        state.challenge = Some(challenge.clone());
+                        // The task lands only after this lock is released, so it can't be cleared before it is entered.
+                        let flight = launch(Arc::clone(&self.shared), challenge.clone(), access.clone());
+                        state.flight = Some((access.clone(), flight.clone()));
+                        (true, flight)
+                    }
                 }
+            };
+            let outcome = flight.await;
+            // One that was asked for less lands first: it may not be overtaken.
+            if enough {
+                return outcome;
             }
-        };
-        flight.await
+        }
     }
 
     /// The error for a registry that keeps refusing.
@@ -133,11 +152,11 @@ impl Tokens {
     }
 }
 
-fn launch(office: Arc<Office>, challenge: Challenge) -> Flight {
+fn launch(office: Arc<Office>, challenge: Challenge, access: Access) -> Flight {
     let name = office.transport.name.clone();
     let task = tokio::spawn(async move {
         let landing = Landing(office);
-        let outcome = landing.0.fetch(&challenge).await;
+        let outcome = landing.0.fetch(&challenge, &access).await;
         if let Ok(grant) = &outcome {
             landing.0.lock().grant = Some(grant.clone());
         }
@@ -161,6 +180,15 @@ impl Drop for Landing {
     }
 }
 
+/// What a token server is asked.
+struct TokenAsk<'a> {
+    realm: &'a str,
+    service: Option<&'a str>,
+    /// The scope that the registry stated.
+    stated: Option<&'a str>,
+    access: &'a Access,
+}
+
 #[derive(Deserialize)]
 struct TokenAnswer {
     token: Option<Secret>,
@@ -174,49 +202,51 @@ impl Office {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn fetch(&self, challenge: &Challenge) -> Result<Grant, SourceError> {
+    async fn fetch(&self, challenge: &Challenge, access: &Access) -> Result<Grant, SourceError> {
         let Found { credential, tried } = self.keyring.find(&self.host, &self.repository).await;
         self.lock().tried = Some(tried.clone());
         match (challenge, credential) {
-            (_, Some(Credential::Bearer(token))) => self.bearer(&token, None),
+            // What the user wrote down is all there is, whatever it is good for.
+            (_, Some(Credential::Bearer(token))) => self.bearer(&token, None, Access::Any),
             (Challenge::Basic, Some(Credential::Password { user, password })) => {
-                self.header(&basic(&user, &password), None)
+                self.header(&basic(&user, &password), None, Access::Any)
             }
             (Challenge::Basic, Some(Credential::Identity(_)) | None) => {
                 Err(SourceError::Unauthorized { host: self.host.clone(), tried })
             }
             (Challenge::Bearer { realm, service, scope }, credential) => {
-                let own_scope = format!("repository:{}:pull", self.repository);
-                let scope = scope.as_deref().unwrap_or(&own_scope);
-                self.token(realm, service.as_deref(), scope, credential, tried).await
+                let ask = TokenAsk { realm, service: service.as_deref(), stated: scope.as_deref(), access };
+                self.token(&ask, credential, tried).await
             }
         }
     }
 
     async fn token(
         &self,
-        realm: &str,
-        service: Option<&str>,
-        scope: &str,
+        ask: &TokenAsk<'_>,
         credential: Option<Credential>,
         tried: String,
     ) -> Result<Grant, SourceError> {
-        let mut url = self.realm(realm)?;
+        let mut url = self.realm(ask.realm)?;
         let asked = Instant::now();
-        let service = service.map(|service| ("service", service));
+        let service = ask.service.map(|service| ("service", service));
+        let scopes = ask.access.scopes(&self.repository, ask.stated);
         let answer = match &credential {
             Some(Credential::Identity(secret)) => {
-                let mut form = vec![("grant_type", "refresh_token"), ("scope", scope), ("client_id", CLIENT_ID)];
+                let scope = scopes.join(" ");
+                let mut form =
+                    vec![("grant_type", "refresh_token"), ("scope", scope.as_str()), ("client_id", CLIENT_ID)];
                 form.extend(service);
                 form.push(("refresh_token", secret.expose()));
                 self.ask(Method::POST, &url, None, Some(&form)).await?
             }
             other => {
-                url.query_pairs_mut().extend_pairs(service).append_pair("scope", scope);
+                let scopes = scopes.iter().map(|scope| ("scope", scope));
+                url.query_pairs_mut().extend_pairs(service).extend_pairs(scopes);
                 let authorization = match other {
                     Some(Credential::Password { user, password }) => {
                         url.query_pairs_mut().append_pair("account", user);
-                        Some(self.header(&basic(user, password), None)?.header)
+                        Some(self.header(&basic(user, password), None, Access::Any)?.header)
                     }
                     _ => None,
                 };
@@ -244,7 +274,7 @@ impl Office {
             .or(filled(answer.access_token))
             .ok_or_else(|| self.transport.protocol(format!("{server} sent no token")))?;
         let life = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs);
-        self.bearer(&token, asked.checked_add(life - SKEW.min(life / 4)))
+        self.bearer(&token, asked.checked_add(life - SKEW.min(life / 4)), ask.access.clone())
     }
 
     async fn ask(
@@ -254,7 +284,8 @@ impl Office {
         authorization: Option<&HeaderValue>,
         form: Option<&[(&str, &str)]>,
     ) -> Result<reqwest::Response, SourceError> {
-        let call = Call { method, url, headers: HeaderMap::new(), authorization, form };
+        let body = form.map_or(Body::None, Body::Form);
+        let call = Call { method, url, headers: HeaderMap::new(), authorization, body };
         Ok(self.transport.send(&call).await?.response)
     }
 
@@ -274,17 +305,17 @@ impl Office {
         }
     }
 
-    fn bearer(&self, token: &Secret, until: Option<Instant>) -> Result<Grant, SourceError> {
-        self.header(&Secret::new(format!("Bearer {}", token.expose())), until)
+    fn bearer(&self, token: &Secret, until: Option<Instant>, access: Access) -> Result<Grant, SourceError> {
+        self.header(&Secret::new(format!("Bearer {}", token.expose())), until, access)
     }
 
-    fn header(&self, value: &Secret, until: Option<Instant>) -> Result<Grant, SourceError> {
+    fn header(&self, value: &Secret, until: Option<Instant>, access: Access) -> Result<Grant, SourceError> {
         let mut header = HeaderValue::from_str(value.expose())
             .map_err(|_| self.transport.protocol("a token with characters that no header can hold".to_owned()))?;
         header.set_sensitive(true);
         let mut state = self.lock();
         state.grants += 1;
-        Ok(Grant { header, number: state.grants, until })
+        Ok(Grant { header, number: state.grants, until, access })
     }
 }
 
@@ -320,7 +351,7 @@ mod tests {
         let tokens = office("http://localhost:5000");
         let landing = Landing(Arc::clone(&tokens.shared));
         let stuck = futures_util::future::pending().boxed().shared();
-        tokens.shared.lock().flight = Some(stuck);
+        tokens.shared.lock().flight = Some((Access::Pull, stuck));
         let task = tokio::spawn(async move {
             let _landing = landing;
             panic!("as a test demands");

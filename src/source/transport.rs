@@ -4,6 +4,7 @@
 //! - The `Authorization` header goes to the origin (scheme, host, port) it was meant for and no other; once a redirect
 //!   has left that origin it is not sent again. `Range` is kept.
 //! - Nothing goes from https to plain http.
+//! - Only what reads follows a redirect: a write goes where it was sent, or nowhere.
 //! - A URL's query may be a signature: it is in no error and no log line.
 //!
 //! HTTP/1.1 only, and none of reqwest's decoding of bodies: ranges over several connections are faster so, and a
@@ -13,7 +14,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use bytes::Bytes;
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode};
 use url::Url;
 
@@ -41,8 +43,17 @@ pub(super) struct Call<'a> {
     pub(super) url: &'a Url,
     pub(super) headers: HeaderMap,
     pub(super) authorization: Option<&'a HeaderValue>,
-    /// Sent as an HTML form. A request with a form follows no redirect: it holds a secret.
-    pub(super) form: Option<&'a [(&'a str, &'a str)]>,
+    /// What is sent along.
+    pub(super) body: Body<'a>,
+}
+
+/// What a request sends along, as often as it is asked.
+#[derive(Clone, Copy)]
+pub(super) enum Body<'a> {
+    None,
+    /// An HTML form. It holds a secret.
+    Form(&'a [(&'a str, &'a str)]),
+    Bytes(&'a Bytes),
 }
 
 /// The answer to a request, after its redirects.
@@ -72,7 +83,8 @@ impl Transport {
         let mut same_origin = true;
         for _ in 0..=MAX_REDIRECTS {
             let response = self.send_once(call, &url, same_origin).await?;
-            if !is_redirect(response.status()) || call.form.is_some() {
+            let reads = matches!(call.method, Method::GET | Method::HEAD);
+            if !is_redirect(response.status()) || !reads {
                 let redirected = (url != *call.url).then_some(url);
                 return Ok(Answer { response, redirected, same_origin });
             }
@@ -94,9 +106,11 @@ impl Transport {
         if let Some(authorization) = call.authorization.filter(|_| same_origin) {
             request = request.header(AUTHORIZATION, authorization);
         }
-        if let Some(form) = call.form {
-            request = request.form(form);
-        }
+        request = match call.body {
+            Body::None => request,
+            Body::Form(form) => request.form(form),
+            Body::Bytes(bytes) => request.body(bytes.clone()),
+        };
         match tokio::time::timeout(self.timeouts.answer, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(self.broken(&authority(url), error)),
@@ -104,16 +118,46 @@ impl Transport {
         }
     }
 
+    /// A PUT of a body of `length` bytes that comes as a stream. When to give up is the caller's to say.
+    pub(super) fn put_stream(
+        &self,
+        url: &Url,
+        authorization: Option<&HeaderValue>,
+        length: u64,
+        body: reqwest::Body,
+    ) -> impl Future<Output = Result<Response, reqwest::Error>> + use<> {
+        let mut request = self
+            .client
+            .put(url.clone())
+            .header(CONTENT_LENGTH, length)
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .body(body);
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        request.send()
+    }
+
     /// A whole answer of at most `cap` bytes, counted while it is read.
-    pub(super) async fn read_small(&self, response: Response, cap: u64) -> Result<Vec<u8>, SourceError> {
+    pub(super) async fn read_small(&self, mut response: Response, cap: u64) -> Result<Vec<u8>, SourceError> {
         let host = authority(response.url());
-        match tokio::time::timeout(self.timeouts.answer, body::read_capped(response, cap)).await {
+        match tokio::time::timeout(self.timeouts.answer, body::read_capped(&mut response, cap)).await {
             Ok(Ok(bytes)) => Ok(bytes),
             Ok(Err(body::Unread::TooLong)) => {
                 Err(self.protocol(format!("{host} sent more than {cap} bytes where a manifest, tags or token belong")))
             }
             Ok(Err(body::Unread::Broken(error))) => Err(self.broken(&host, error)),
             Err(_) => Err(self.silent(&host)),
+        }
+    }
+
+    /// The body of an answer that refuses something, as far as it is short and there.
+    pub(super) async fn read_refusal(&self, response: &mut Response) -> Vec<u8> {
+        /// An error in OCI's form has a few hundred bytes.
+        const CAP: u64 = 64 << 10;
+        match tokio::time::timeout(self.timeouts.answer, body::read_capped(response, CAP)).await {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(_)) | Err(_) => Vec::new(),
         }
     }
 
@@ -248,17 +292,17 @@ fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Where a redirect leads, if it may be followed.
-fn next_hop(from: &Url, location: Option<&[u8]>) -> Result<Url, String> {
+/// Where a `Location` leads, if it may be followed.
+pub(super) fn next_hop(from: &Url, location: Option<&[u8]>) -> Result<Url, String> {
     let host = authority(from);
     let mut next = location
         .and_then(|location| std::str::from_utf8(location).ok())
         .and_then(|location| from.join(location).ok())
-        .ok_or_else(|| format!("{host} redirects to nowhere: its Location is missing or not a URL"))?;
+        .ok_or_else(|| format!("{host} sends us nowhere: its Location is missing or not a URL"))?;
     match (from.scheme(), next.scheme()) {
         (_, "https") | ("http", "http") => {}
-        ("https", "http") => return Err(format!("{host} redirects from https to plain http; refused")),
-        (_, scheme) => return Err(format!("{host} redirects to a {scheme}: URL; refused")),
+        ("https", "http") => return Err(format!("{host} sends us from https to plain http; refused")),
+        (_, scheme) => return Err(format!("{host} sends us to a {scheme}: URL; refused")),
     }
     // A user in the URL would become an Authorization header. Neither call can fail for a URL with a host.
     let _ = next.set_username("");

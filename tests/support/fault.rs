@@ -3,11 +3,14 @@
 //! ```text
 //! /v2/<repository>/{manifests,blobs}/<target>    with authorization, if `Auth` asks for it
 //! /v2/<repository>/tags/list
+//! /v2/<repository>/blobs/uploads/[<session>]     writing: see `upload`
+//! /v2/<repository>/referrers/<digest>            if it is told to have that API
 //! /token                                         the token server
 //! /storage/<digest>?sig=…                        where a redirect may lead: no authorization, maybe a signature
 //! ```
 //!
-//! Faults, gates and counters go by *target*, the last part of a path: a digest, a tag, `list` or `token`.
+//! Faults, gates and counters go by *target*: the last part of a path (a digest, a tag, `list` or `token`), the digest
+//! of the blob that a PUT brings, and `uploads` or `mount` for the POST before it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -23,7 +26,8 @@ use kitfs::reference::Location;
 use super::content::Content;
 use super::wire;
 
-/// What goes wrong with an answer. Several may be set on one target; byte counts are of one answer's body.
+/// What goes wrong with an answer. Several may be set on one target; byte counts are of one body: the answer's, or the
+/// one that a PUT brings.
 #[derive(Debug, Clone)]
 pub enum Fault {
     /// The lowest bit of the byte at this offset of the blob is flipped.
@@ -50,6 +54,10 @@ pub enum Fault {
     Status { status: u16, retry_after: Option<String> },
     /// 307 to this URL (from `/v2/` only, so that a server can redirect to itself).
     Redirect { to: String },
+    /// This `Location` for an upload, or none.
+    Location(Option<String>),
+    /// This status and this body.
+    Refuse { status: u16, body: String },
     /// Other bytes than those of this digest, and no digest header.
     Replace(Vec<u8>),
     /// A pause before the answer.
@@ -106,9 +114,23 @@ impl Request {
     }
 
     /// The last part of the path.
-    pub fn target(&self) -> &str {
+    pub fn target(&self) -> String {
+        if self.path.contains("/blobs/uploads/") {
+            if self.method == "POST" {
+                return if self.query("mount").is_some() { "mount" } else { "uploads" }.to_owned();
+            }
+            if let Some(digest) = self.query("digest") {
+                return digest;
+            }
+        }
         let path = self.path.split('?').next().unwrap_or_default();
-        path.rsplit('/').next().unwrap_or_default()
+        path.rsplit('/').next().unwrap_or_default().to_owned()
+    }
+
+    /// A value in the query, decoded.
+    pub fn query(&self, name: &str) -> Option<String> {
+        let url = url::Url::parse("http://server").and_then(|base| base.join(&self.path)).ok()?;
+        url.query_pairs().find_map(|(key, value)| (key == name).then(|| value.into_owned()))
     }
 
     /// First and last byte of the range that was asked for.
@@ -143,7 +165,8 @@ pub(super) struct State {
     pub(super) faults: HashMap<String, Vec<(Fault, usize)>>,
     pub(super) gates: HashMap<String, Arc<GateState>>,
     pub(super) auth: Auth,
-    pub(super) tokens: HashMap<String, Instant>,
+    /// Until when, and for which scopes.
+    pub(super) tokens: HashMap<String, (Instant, String)>,
     pub(super) requests: Vec<Request>,
     pub(super) bytes: HashMap<String, u64>,
     pub(super) rtt: Duration,
@@ -151,6 +174,11 @@ pub(super) struct State {
     pub(super) rate_free_at: Option<Instant>,
     pub(super) page: Option<usize>,
     pub(super) signature: Option<String>,
+    pub(super) uploaded: HashMap<String, u64>,
+    pub(super) sessions: usize,
+    pub(super) mounts: bool,
+    /// The descriptors of each subject's referrers, if the server has that API.
+    pub(super) referrers: Option<HashMap<Digest, Vec<serde_json::Value>>>,
 }
 
 impl Shared {
@@ -174,10 +202,10 @@ impl Shared {
         }
     }
 
-    pub(super) fn new_token(&self, lifetime: Duration) -> String {
+    pub(super) fn new_token(&self, lifetime: Duration, scopes: String) -> String {
         let number = self.tokens_issued.fetch_add(1, Ordering::Relaxed) + 1;
         let token = format!("token-{number}");
-        self.state().tokens.insert(token.clone(), Instant::now() + lifetime);
+        self.state().tokens.insert(token.clone(), (Instant::now() + lifetime, scopes));
         token
     }
 }
@@ -377,6 +405,26 @@ impl FaultServer {
         self.shared.state().signature = Some(signature.to_owned());
     }
 
+    /// Whether blobs that are there are mounted when asked.
+    pub fn set_mounts(&self, mounts: bool) {
+        self.shared.state().mounts = mounts;
+    }
+
+    /// Gives it the referrers API.
+    pub fn enable_referrers(&self) {
+        self.shared.state().referrers = Some(HashMap::new());
+    }
+
+    /// How many bytes of a blob were taken, in all attempts to write it.
+    pub fn uploaded_for(&self, digest: impl ToString) -> u64 {
+        self.shared.state().uploaded.get(&digest.to_string()).copied().unwrap_or_default()
+    }
+
+    /// Whether it holds a blob or manifest.
+    pub fn holds(&self, digest: &Digest) -> bool {
+        self.shared.state().contents.contains_key(digest)
+    }
+
     /// Holds every body of a target after so many bytes, until the gate is released or dropped.
     pub fn hold(&self, target: impl ToString, after: u64) -> Gate {
         let gate = Arc::new(GateState { after, reached: AtomicUsize::new(0), open: AtomicBool::new(false) });
@@ -425,6 +473,7 @@ impl FaultServer {
         let mut state = self.shared.state();
         state.requests.clear();
         state.bytes.clear();
+        state.uploaded.clear();
     }
 }
 

@@ -4,6 +4,7 @@
 //! registry       Debian's docker-registry as a child process
 //! fault          a registry of our own that counts, and misbehaves as it is told
 //!   wire         its HTTP: requests in, answers out
+//!   upload       what it takes: blobs, manifests, referrers
 //!   content      what it serves: bytes, a file, or a function
 //! kit            ModelKits made for tests, hostile ones too
 //! index          indexes of their layers, and referrers
@@ -25,6 +26,7 @@ pub mod life;
 pub mod program;
 pub mod registry;
 pub mod sample;
+mod upload;
 mod wire;
 
 use std::path::{Path, PathBuf};

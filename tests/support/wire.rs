@@ -12,30 +12,31 @@ use kitfs::digest::Digest;
 
 use super::content::Content;
 use super::fault::{Auth, Fault, Login, Request, Shared};
+use super::upload;
 
 /// What one write sends.
 const BLOCK: u64 = 64 << 10;
 /// Longer than any test; the server's end cuts it short.
-const FOREVER: Duration = Duration::from_secs(3600);
+pub(super) const FOREVER: Duration = Duration::from_secs(3600);
 
 /// An answer before faults touch its body.
-struct Answer {
-    status: u16,
-    headers: Vec<(String, String)>,
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) headers: Vec<(String, String)>,
     body: Option<(Arc<Content>, u64, u64)>,
 }
 
 impl Answer {
-    fn new(status: u16) -> Self {
+    pub(super) fn new(status: u16) -> Self {
         Self { status, headers: Vec::new(), body: None }
     }
 
-    fn with(mut self, name: &str, value: impl ToString) -> Self {
+    pub(super) fn with(mut self, name: &str, value: impl ToString) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
         self
     }
 
-    fn bytes(mut self, bytes: Vec<u8>) -> Self {
+    pub(super) fn bytes(mut self, bytes: Vec<u8>) -> Self {
         let length = bytes.len() as u64;
         self.body = Some((Arc::new(Content::Bytes(bytes)), 0, length));
         self
@@ -51,7 +52,7 @@ pub(super) fn serve(shared: &Shared, stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let mut reader = BufReader::new(stream);
     while let Ok(Some(request)) = read_request(&mut reader) {
-        if shared.stopped() || serve_one(shared, stream, request).is_err() {
+        if shared.stopped() || serve_one(shared, stream, &mut reader, request).is_err() {
             return;
         }
     }
@@ -79,15 +80,22 @@ fn read_request(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Request
             })
             .or_insert_with(|| value.to_owned());
     }
-    let length = headers.get("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body)?;
-    Ok(Some(Request { method, path, headers, body }))
+    let mut request = Request { method, path, headers, body: Vec::new() };
+    if !upload::brings_a_blob(&request) {
+        request.body = vec![0; upload::length(&request) as usize];
+        reader.read_exact(&mut request.body)?;
+    }
+    Ok(Some(request))
 }
 
 /// Answers one request. An error ends the connection.
-fn serve_one(shared: &Shared, stream: &TcpStream, request: Request) -> io::Result<()> {
-    let target = request.target().to_owned();
+fn serve_one(
+    shared: &Shared,
+    stream: &TcpStream,
+    reader: &mut BufReader<&TcpStream>,
+    mut request: Request,
+) -> io::Result<()> {
+    let target = request.target();
     let (faults, rtt) = {
         let mut state = shared.state();
         state.requests.push(request.clone());
@@ -103,6 +111,20 @@ fn serve_one(shared: &Shared, stream: &TcpStream, request: Request) -> io::Resul
             }
             _ => {}
         }
+    }
+    let refused = faults.iter().any(|fault| matches!(fault, Fault::Status { .. } | Fault::Refuse { .. }));
+    if upload::brings_a_blob(&request) {
+        let granted = refused || authorize(shared, &request).is_none();
+        if !granted || refused {
+            // Answered before the bytes have come, as servers and proxies do.
+            let early = answer(shared, &request, &faults);
+            send(shared, stream, &request, early, &faults)?;
+            io::copy(&mut reader.take(upload::length(&request)), &mut io::sink())?;
+            return Ok(());
+        }
+        request.body = upload::read_blob(shared, stream, reader, &request, &faults)?;
+        let answer = answer(shared, &request, &[]);
+        return send(shared, stream, &request, answer, &[]);
     }
     let answer = answer(shared, &request, &faults);
     send(shared, stream, &request, answer, &faults)
@@ -129,6 +151,7 @@ fn answer(shared: &Shared, request: &Request, faults: &[Fault]) -> Answer {
                     None => answer,
                 };
             }
+            Fault::Refuse { status, body } => return Answer::new(*status).bytes(body.clone().into_bytes()),
             Fault::Redirect { to } if path.starts_with("/v2/") => {
                 if let Some(refusal) = authorize(shared, request) {
                     return refusal;
@@ -159,6 +182,8 @@ fn answer(shared: &Shared, request: &Request, faults: &[Fault]) -> Answer {
     let repository = format!("/v2/{}/", shared.repository);
     match path.strip_prefix(&repository).and_then(|rest| rest.split_once('/')) {
         _ if path == "/v2/" => Answer::new(200).bytes(b"{}".to_vec()),
+        Some((kind, _)) if upload::writes(request) => upload::write(shared, request, kind, faults),
+        Some(("referrers", subject)) => upload::referrers(shared, request, subject),
         Some(("manifests" | "blobs", _)) => content(shared, request, faults),
         Some(("tags", "list")) => tags(shared, request),
         _ => Answer::new(404),
@@ -176,9 +201,12 @@ fn authorize(shared: &Shared, request: &Request) -> Option<Answer> {
         Auth::Bearer { realm, .. } => {
             let token = header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default();
             let realm = realm.clone().unwrap_or_else(|| format!("http://{}/token", shared.address));
-            let challenge =
-                format!("Bearer realm=\"{realm}\",service=\"fault\",scope=\"repository:{}:pull\"", shared.repository);
-            (state.tokens.get(token).is_some_and(|until| Instant::now() < *until), challenge)
+            let wanted = upload::wanted_scopes(shared, request);
+            let challenge = format!("Bearer realm=\"{realm}\",service=\"fault\",scope=\"{}\"", wanted.join(" "));
+            let granted = state.tokens.get(token).is_some_and(|(until, scopes)| {
+                Instant::now() < *until && wanted.iter().all(|one| scopes.split(' ').any(|own| own.starts_with(one)))
+            });
+            (granted, challenge)
         }
     };
     (!granted).then(|| Answer::new(401).with("WWW-Authenticate", challenge).bytes(b"{}".to_vec()))
@@ -202,7 +230,7 @@ fn issue_token(shared: &Shared, request: &Request) -> Answer {
     if !granted {
         return Answer::new(401);
     }
-    let token = shared.new_token(Duration::from_secs(expires_in));
+    let token = shared.new_token(Duration::from_secs(expires_in), upload::asked_scopes(request));
     Answer::new(200).bytes(format!(r#"{{"{key}":"{token}","expires_in":{expires_in}}}"#).into_bytes())
 }
 
@@ -214,7 +242,7 @@ fn content(shared: &Shared, request: &Request, faults: &[Fault]) -> Answer {
     let target = request.target();
     let found = {
         let state = shared.state();
-        let digest: Option<Digest> = target.parse().ok().or_else(|| state.tags.get(target).copied());
+        let digest: Option<Digest> = target.parse().ok().or_else(|| state.tags.get(&target).copied());
         digest.and_then(|digest| Some((digest, Arc::clone(state.contents.get(&digest)?))))
     };
     let Some((digest, content)) = found else { return Answer::new(404).bytes(b"{}".to_vec()) };
@@ -290,7 +318,7 @@ fn send(
     if request.method != "HEAD"
         && let Some((content, first, end)) = &answer.body
     {
-        send_body(shared, stream, request.target(), content, *first, *end, faults)?;
+        send_body(shared, stream, &request.target(), content, *first, *end, faults)?;
     }
     match extra {
         Some(extra) => {

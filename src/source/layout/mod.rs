@@ -8,6 +8,8 @@
 //!
 //! The index is read anew at each question, so that a tag written meanwhile is seen.
 
+mod write;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,12 +19,11 @@ use serde::Deserialize;
 
 use crate::digest::{Digest, Unverified};
 use crate::source::blobs::{Blobs, blocking, read_small};
+use crate::source::index_file::{Descriptor, IndexFile, Referring, is_referrers_tag};
 use crate::source::{BlobId, ByteStream, Source, SourceError};
 
 /// The only version of the layout there is.
 const LAYOUT_VERSION: &str = "1.0.0";
-/// The annotation that holds a tag.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// How many nested indexes are read for tags: real layouts nest one or two, a hostile one endlessly.
 const MAX_NESTED: usize = 64;
 
@@ -33,35 +34,12 @@ pub struct Layout {
     blobs: Blobs,
 }
 
-#[derive(Deserialize)]
-struct Index {
-    #[serde(default)]
-    manifests: Vec<Descriptor>,
-}
-
-#[derive(Deserialize)]
-struct Descriptor {
-    #[serde(default, rename = "mediaType")]
-    media_type: String,
-    digest: Digest,
-    #[serde(default)]
-    annotations: BTreeMap<String, String>,
-}
-
-impl Descriptor {
-    fn is_index(&self) -> bool {
-        matches!(
-            self.media_type.as_str(),
-            "application/vnd.oci.image.index.v1+json" | "application/vnd.docker.distribution.manifest.list.v2+json"
-        )
-    }
-}
-
 /// What the index and those nested in it say.
 #[derive(Default)]
 struct Contents {
     tags: BTreeMap<String, BTreeSet<Digest>>,
-    untagged: Vec<Digest>,
+    /// Everything, in order.
+    entries: Vec<Descriptor>,
 }
 
 impl Layout {
@@ -97,28 +75,39 @@ impl Layout {
         let mut seen = BTreeSet::new();
         let mut queue = VecDeque::from([("index.json".to_owned(), top)]);
         while let Some((what, bytes)) = queue.pop_front() {
-            let index: Index = serde_json::from_slice(&bytes)
+            let index: IndexFile = serde_json::from_slice(&bytes)
                 .map_err(|error| self.broken(format!("{what} can't be read: {error}")))?;
-            let mut here = Contents::default();
+            let mut here: BTreeMap<String, BTreeSet<Digest>> = BTreeMap::new();
             for descriptor in index.manifests {
-                match descriptor.annotations.get(REF_NAME) {
-                    Some(tag) => {
-                        here.tags.entry(tag.clone()).or_default().insert(descriptor.digest);
-                    }
-                    None => here.untagged.push(descriptor.digest),
+                let digest: Digest =
+                    descriptor.digest.parse().map_err(|error| self.broken(format!("{what} can't be read: {error}")))?;
+                if let Some(tag) = descriptor.tag() {
+                    here.entry(tag.clone()).or_default().insert(digest);
                 }
-                if descriptor.is_index() && seen.len() < MAX_NESTED && seen.insert(descriptor.digest) {
-                    let nested = self.blobs.manifest(&descriptor.digest).await?;
-                    let nested = nested.verify(&descriptor.digest).map_err(|error| self.broken(error.to_string()))?;
-                    queue.push_back((descriptor.digest.to_string(), nested.bytes().to_vec()));
+                if descriptor.is_index() && seen.len() < MAX_NESTED && seen.insert(digest) {
+                    let nested = self.blobs.manifest(&digest).await?;
+                    let nested = nested.verify(&digest).map_err(|error| self.broken(error.to_string()))?;
+                    queue.push_back((digest.to_string(), nested.bytes().to_vec()));
                 }
+                contents.entries.push(descriptor);
             }
-            for (tag, digests) in here.tags {
+            for (tag, digests) in here {
                 contents.tags.entry(tag).or_insert(digests);
             }
-            contents.untagged.extend(here.untagged);
         }
         Ok(contents)
+    }
+
+    /// What a user may have meant who gave a tag where there is none: a manifest that refers to no other.
+    async fn first_untagged(&self, contents: &Contents) -> Option<Digest> {
+        for entry in contents.entries.iter().filter(|entry| entry.tag().is_none()).take(MAX_NESTED) {
+            let Ok(digest) = entry.digest.parse() else { continue };
+            let manifest = self.blobs.manifest(&digest).await.ok().and_then(|bytes| bytes.verify(&digest).ok());
+            if manifest.is_none_or(|manifest| Referring::subject(manifest.bytes()).is_none()) {
+                return Some(digest);
+            }
+        }
+        None
     }
 
     fn broken(&self, what: String) -> SourceError {
@@ -135,11 +124,11 @@ impl Source for Layout {
     async fn resolve(&self, tag: &str) -> Result<Digest, SourceError> {
         let contents = self.contents().await?;
         let Some(digests) = contents.tags.get(tag) else {
-            let there = match contents.untagged.first() {
-                Some(digest) if contents.tags.is_empty() => {
-                    format!("it has no tags; write {}@{digest}", self.name())
-                }
-                _ => tags_there(contents.tags.keys()),
+            let tags = kit_tags(&contents);
+            let untagged = if tags.is_empty() { self.first_untagged(&contents).await } else { None };
+            let there = match untagged {
+                Some(digest) => format!("it has no tags; write {}@{digest}", self.name()),
+                None => tags_there(tags.iter()),
             };
             return Err(SourceError::NotFound {
                 what: format!("tag {tag:?}"),
@@ -164,8 +153,20 @@ impl Source for Layout {
     }
 
     async fn tags(&self) -> Result<Vec<String>, SourceError> {
-        Ok(self.contents().await?.tags.into_keys().collect())
+        Ok(kit_tags(&self.contents().await?))
     }
+
+    async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Digest>, SourceError> {
+        let contents = self.contents().await?;
+        // Where another tool wrote the tag of referrers, its index is nested, and its entries are here too.
+        let candidates: Vec<_> = contents.entries.iter().filter(|entry| entry.may_be(artifact_type)).collect();
+        self.blobs.referrers(&candidates, subject, artifact_type).await
+    }
+}
+
+/// The tags that name kits.
+fn kit_tags(contents: &Contents) -> Vec<String> {
+    contents.tags.keys().filter(|tag| !is_referrers_tag(tag)).cloned().collect()
 }
 
 /// The tags a user could have meant, for an error: the first ones, where there are many.

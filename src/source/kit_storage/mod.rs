@@ -1,12 +1,15 @@
 //! kit's own storage, below its home.
 //!
 //! ```text
-//! storage/<urlsafe base64 of registry/repository>-tags.json     {"latest": {descriptor}}
-//! storage/blobs/sha256/<hex>                                    manifests and blobs of all repositories
+//! storage/<urlsafe base64 of registry/repository>-tags.json               {"latest": {descriptor}}
+//! storage/<urlsafe base64 of registry/repository>-kitfs-referrers.json    our own: what refers to its manifests
+//! storage/blobs/sha256/<hex>                                              manifests and blobs of all repositories
 //! ```
 //!
 //! It holds what `kit pack` made, under the registry `localhost`, and what `kit pull` fetched. Blobs are shared by all
 //! repositories, so a manifest or blob is found by digest whatever repository it came through.
+
+mod write;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,11 +21,15 @@ use serde::Deserialize;
 
 use crate::digest::{Digest, Unverified};
 use crate::source::blobs::{Blobs, blocking, read_small};
+use crate::source::files::unreadable;
+use crate::source::index_file::IndexFile;
 use crate::source::layout::tags_there;
 use crate::source::{BlobId, ByteStream, Source, SourceError};
 
 /// The registry that kit files bare names under.
 const LOCAL_REGISTRY: &str = "localhost";
+/// The list of referrers. kit knows none, and would show them as kits.
+const REFERRERS: &str = "kitfs-referrers";
 
 /// One repository in kit's storage.
 #[derive(Debug)]
@@ -59,9 +66,14 @@ impl KitStorage {
         Self { name: name.to_owned(), storage, filed_as, blobs }
     }
 
+    /// A file of this repository.
+    fn file(&self, what: &str) -> PathBuf {
+        let repository = base64::engine::general_purpose::URL_SAFE.encode(&self.filed_as);
+        self.storage.join(format!("{repository}-{what}.json"))
+    }
+
     async fn read_tags(&self) -> Result<BTreeMap<String, Digest>, SourceError> {
-        let file = format!("{}-tags.json", base64::engine::general_purpose::URL_SAFE.encode(&self.filed_as));
-        let (path, name) = (self.storage.join(file), self.name.clone());
+        let (path, name) = (self.file("tags"), self.name.clone());
         let missing = SourceError::NotFound {
             what: format!("repository {:?}", self.name),
             source_name: format!("{}{}", in_storage(&self.storage), self.hint()),
@@ -114,5 +126,16 @@ impl Source for KitStorage {
 
     async fn tags(&self) -> Result<Vec<String>, SourceError> {
         Ok(self.read_tags().await?.into_keys().collect())
+    }
+
+    async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Digest>, SourceError> {
+        let (path, name) = (self.file(REFERRERS), in_storage(&self.storage));
+        let index = blocking(move || {
+            let bytes = read_small(&path, &name)?;
+            IndexFile::read_or(bytes.as_deref(), IndexFile::empty).map_err(|error| unreadable(&path, &name, &error))
+        })
+        .await?;
+        let candidates: Vec<_> = index.manifests.iter().filter(|entry| entry.may_be(artifact_type)).collect();
+        self.blobs.referrers(&candidates, subject, artifact_type).await
     }
 }

@@ -9,6 +9,10 @@
 //! What an answer must keep to: status 206 with exactly the range that was asked and the size that the manifest states,
 //! and exactly as many bytes; 200 only where the whole blob was asked. The bytes remain unverified.
 
+mod push;
+mod referrers;
+mod upload;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
@@ -27,10 +31,12 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::digest::{Digest, Unverified};
+use crate::source::access::Access;
 use crate::source::connection::Connection;
 use crate::source::credentials::Keyring;
+use crate::source::index_file::is_referrers_tag;
 use crate::source::token::Tokens;
-use crate::source::transport::{Answer, Call, Transport, authority, is_loopback};
+use crate::source::transport::{Answer, Body, Call, Transport, authority, is_loopback};
 use crate::source::{BlobId, ByteStream, MAX_MANIFEST, Source, SourceError, body, check_range, retry_after};
 
 /// Tags per page: what large registries allow at most.
@@ -40,7 +46,7 @@ const MAX_TAGS: usize = 100_000;
 /// Final URLs that are remembered: a kit has tens of layers, and forgetting costs one redirect.
 const MAX_REMEMBERED: usize = 4096;
 /// The longest tag, by the distribution specification.
-const MAX_TAG: usize = 128;
+pub(super) const MAX_TAG: usize = 128;
 
 /// One repository in one registry.
 pub struct Registry {
@@ -67,8 +73,15 @@ struct Ask<'a> {
     method: Method,
     url: &'a Url,
     headers: HeaderMap,
-    /// What is asked for, in an error's words.
-    what: &'a str,
+    body: Body<'a>,
+    access: Access,
+}
+
+impl<'a> Ask<'a> {
+    /// A request that reads.
+    fn read(method: Method, url: &'a Url, headers: HeaderMap) -> Self {
+        Self { method, url, headers, body: Body::None, access: Access::Pull }
+    }
 }
 
 impl Registry {
@@ -87,7 +100,7 @@ impl Registry {
 
     /// Sends a request; a 401 is answered with a new token, once.
     async fn ask(&self, ask: &Ask<'_>) -> Result<Answer, SourceError> {
-        let mut grant = self.tokens.current().await?;
+        let mut grant = self.tokens.current(&ask.access).await?;
         let mut renewed = false;
         loop {
             let call = Call {
@@ -95,14 +108,14 @@ impl Registry {
                 url: ask.url,
                 headers: ask.headers.clone(),
                 authorization: grant.as_ref().map(|grant| &grant.header),
-                form: None,
+                body: ask.body,
             };
             let answer = self.transport.send(&call).await?;
             let unauthorized = answer.response.status() == StatusCode::UNAUTHORIZED;
             if !unauthorized || !answer.same_origin || renewed {
                 return Ok(answer);
             }
-            grant = Some(self.tokens.answer(answer.response.headers(), grant.as_ref()).await?);
+            grant = Some(self.tokens.answer(answer.response.headers(), grant.as_ref(), &ask.access).await?);
             renewed = true;
         }
     }
@@ -138,8 +151,8 @@ impl Registry {
 
     async fn get_manifest(&self, reference: &str, what: &str) -> Result<Vec<u8>, SourceError> {
         let url = self.url("manifests", reference);
-        let ask = Ask { method: Method::GET, url: &url, headers: manifest_headers(), what };
-        let answer = self.expect(self.ask(&ask).await?, &[StatusCode::OK], ask.what)?;
+        let ask = Ask::read(Method::GET, &url, manifest_headers());
+        let answer = self.expect(self.ask(&ask).await?, &[StatusCode::OK], what)?;
         self.transport.read_small(answer.response, MAX_MANIFEST).await
     }
 
@@ -151,7 +164,8 @@ impl Registry {
     /// Asks where the last redirect led. `None` if there was none or it leads nowhere any more: then the registry knows.
     async fn ask_remembered(&self, digest: &Digest, headers: &HeaderMap) -> Option<Answer> {
         let url = self.remembered().get(digest).cloned()?;
-        let call = Call { method: Method::GET, url: &url, headers: headers.clone(), authorization: None, form: None };
+        let (method, headers) = (Method::GET, headers.clone());
+        let call = Call { method, url: &url, headers, authorization: None, body: Body::None };
         let answer = self.transport.send(&call).await.ok().filter(|answer| answer.response.status().is_success());
         if answer.is_none() {
             self.remembered().remove(digest);
@@ -214,7 +228,7 @@ impl Source for Registry {
             return Err(SourceError::NotFound { what, source_name: self.name.clone() });
         }
         let url = self.url("manifests", tag);
-        let ask = Ask { method: Method::HEAD, url: &url, headers: manifest_headers(), what: &what };
+        let ask = Ask::read(Method::HEAD, &url, manifest_headers());
         let answer = self.ask(&ask).await?;
         let digest = match answer.response.status() {
             StatusCode::OK => {
@@ -248,8 +262,7 @@ impl Source for Registry {
             Some(answer) => answer,
             None => {
                 let url = self.url("blobs", &blob.digest.to_string());
-                let what = format!("blob {}", blob.digest);
-                let answer = self.ask(&Ask { method: Method::GET, url: &url, headers, what: &what }).await?;
+                let answer = self.ask(&Ask::read(Method::GET, &url, headers)).await?;
                 if answer.response.status().is_success() {
                     self.remember(blob.digest, &answer);
                 }
@@ -273,7 +286,7 @@ impl Source for Registry {
             if let Some(last) = tags.last() {
                 url.query_pairs_mut().append_pair("last", last);
             }
-            let ask = Ask { method: Method::GET, url: &url, headers: HeaderMap::new(), what };
+            let ask = Ask::read(Method::GET, &url, HeaderMap::new());
             let answer = self.expect(self.ask(&ask).await?, &[StatusCode::OK], what)?;
             let more = answer.response.headers().contains_key(LINK);
             let bytes = self.transport.read_small(answer.response, MAX_MANIFEST).await?;
@@ -285,12 +298,17 @@ impl Source for Registry {
             tags.extend(page.into_iter().filter(|tag| seen.insert(tag.clone())));
             // A registry that knows no pages sends all at once, or the same again.
             if tags.len() == before || !(more || full) {
+                tags.retain(|tag| !is_referrers_tag(tag));
                 return Ok(tags);
             }
             if tags.len() > MAX_TAGS {
                 return Err(self.transport.protocol(format!("{what} has more than {MAX_TAGS} entries")));
             }
         }
+    }
+
+    async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Digest>, SourceError> {
+        self.find_referrers(subject, artifact_type).await
     }
 }
 
@@ -354,7 +372,8 @@ fn authority_is(url: &Url, host: &str) -> bool {
         && !host.chars().any(|c| c.is_whitespace() || c.is_control())
 }
 
-fn is_tag(tag: &str) -> bool {
+/// Whether a text is a tag by the distribution specification.
+pub(super) fn is_tag(tag: &str) -> bool {
     let word = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
     tag.len() <= MAX_TAG
         && tag.bytes().next().is_some_and(word)

@@ -1,0 +1,134 @@
+//! Who refers to a manifest: the registry's referrers API, or where it has none the tag that stands in for it.
+//!
+//! The tag `sha256-<hex of the subject>` names an index that its writers keep: read, added to, written back. Two of
+//! them at the same moment may lose one entry, since registries know no condition for a write; writing the referrer
+//! again mends it.
+
+use reqwest::header::{HeaderMap, LINK};
+use reqwest::{Method, StatusCode};
+use url::Url;
+
+use super::{Ask, Registry};
+use crate::digest::Digest;
+use crate::source::index_file::{Descriptor, INDEX_TYPE, IndexFile, referrers_tag};
+use crate::source::{MAX_MANIFEST, NewManifest, Refers, SourceError};
+
+/// More pages than any list of referrers has; an endless one ends here.
+const MAX_PAGES: usize = 100;
+
+impl Registry {
+    /// The referrers of this type, by whichever way the registry has.
+    pub(super) async fn find_referrers(
+        &self,
+        subject: &Digest,
+        artifact_type: &str,
+    ) -> Result<Vec<Digest>, SourceError> {
+        let entries = match self.ask_referrers(subject, artifact_type).await? {
+            Some(entries) => entries,
+            None => self.referrers_index(subject).await?.manifests,
+        };
+        let mut found = Vec::new();
+        for entry in entries.iter().filter(|entry| entry.artifact_type.as_deref() == Some(artifact_type)) {
+            if let Ok(digest) = entry.digest.parse()
+                && !found.contains(&digest)
+            {
+                found.push(digest);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Asks the API, page by page. `None` where there is none.
+    async fn ask_referrers(
+        &self,
+        subject: &Digest,
+        artifact_type: &str,
+    ) -> Result<Option<Vec<Descriptor>>, SourceError> {
+        let what = format!("the referrers of {subject}");
+        let mut url = self.url("referrers", &subject.to_string());
+        url.query_pairs_mut().append_pair("artifactType", artifact_type);
+        let mut entries = Vec::new();
+        for page in 0..MAX_PAGES {
+            let answer = self.ask(&Ask::read(Method::GET, &url, HeaderMap::new())).await?;
+            match answer.response.status() {
+                StatusCode::OK => {}
+                // The specification says 404. Older registries don't know the path, or take it for something else.
+                StatusCode::NOT_FOUND
+                | StatusCode::BAD_REQUEST
+                | StatusCode::METHOD_NOT_ALLOWED
+                | StatusCode::NOT_IMPLEMENTED
+                    if page == 0 =>
+                {
+                    return Ok(None);
+                }
+                _ => return Err(self.status_error(&answer, &what)),
+            }
+            let next = answer.response.headers().get(LINK).and_then(|link| next_page(&url, link.to_str().ok()?));
+            let bytes = self.transport.read_small(answer.response, MAX_MANIFEST).await?;
+            match serde_json::from_slice::<IndexFile>(&bytes) {
+                Ok(index) => entries.extend(index.manifests),
+                Err(_) if page == 0 => return Ok(None),
+                Err(error) => return Err(self.transport.protocol(format!("{what} can't be read: {error}"))),
+            }
+            match next {
+                // A token goes along: not to another host.
+                Some(next) if next.origin() == self.base.origin() => url = next,
+                _ => return Ok(Some(entries)),
+            }
+        }
+        Err(self.transport.protocol(format!("{what} fill more than {MAX_PAGES} pages")))
+    }
+
+    /// The index under the tag that stands in for the API; an empty one where there is no such tag.
+    async fn referrers_index(&self, subject: &Digest) -> Result<IndexFile, SourceError> {
+        let tag = referrers_tag(subject);
+        let what = format!("tag {tag:?}");
+        let bytes = match self.get_manifest(&tag, &what).await {
+            Ok(bytes) => Some(bytes),
+            Err(SourceError::NotFound { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        IndexFile::read_or(bytes.as_deref(), IndexFile::empty).map_err(|error| {
+            let what = format!("{what} should name the index of the referrers of {subject}: {error}; remove that tag");
+            self.transport.protocol(what)
+        })
+    }
+
+    /// Adds a referrer to the index under the tag, unless it stands there.
+    pub(super) async fn list_referrer(&self, manifest: &NewManifest, refers: &Refers) -> Result<(), SourceError> {
+        let mut index = self.referrers_index(&refers.subject).await?;
+        if !index.add(Descriptor::of_referrer(manifest, refers)) {
+            return Ok(());
+        }
+        let bytes = serde_json::to_vec(&index)
+            .map_err(|error| self.transport.protocol(format!("the index of referrers can't be written: {error}")))?;
+        self.write_manifest(&referrers_tag(&refers.subject), INDEX_TYPE, &bytes.into()).await?;
+        Ok(())
+    }
+}
+
+/// The next page that a `Link` header names.
+fn next_page(from: &Url, link: &str) -> Option<Url> {
+    let next = link.split(',').find_map(|one| {
+        let (target, parameters) = one.trim().strip_prefix('<')?.split_once('>')?;
+        let is_next = parameters.split(';').any(|parameter| matches!(parameter.trim(), "rel=\"next\"" | "rel=next"));
+        is_next.then_some(target)
+    })?;
+    from.join(next).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_found_among_links() {
+        let from = Url::parse("https://r.example/v2/a/referrers/x?n=1").expect("valid");
+        let next = |link: &str| next_page(&from, link).map(String::from);
+        assert_eq!(next("<?n=2>; rel=\"next\"").as_deref(), Some("https://r.example/v2/a/referrers/x?n=2"));
+        assert_eq!(next("</p>; rel=prev, </q>; rel=next").as_deref(), Some("https://r.example/q"));
+        for none in ["", "x", "<?n=2>", "<?n=2>; rel=\"prev\"", "<?n=2; rel=next"] {
+            assert_eq!(next(none), None, "{none}");
+        }
+    }
+}
