@@ -51,7 +51,7 @@ fn the_second_mount_moves_no_blob() {
     support::eventually("the commit", || kitfs.cached_files("indexes").len() == 2);
     server.reset_counters();
     read_all();
-    let blobs: Vec<_> = server.requests().into_iter().filter(|request| request.target().contains("/blobs/")).collect();
+    let blobs: Vec<_> = server.requests().into_iter().filter(|request| request.path.contains("/blobs/")).collect();
     assert!(blobs.is_empty(), "{} blob requests on the second mount", blobs.len());
 }
 
@@ -78,7 +78,7 @@ fn blobs_in_kits_storage_are_not_downloaded() {
     let kitfs = kitfs.with("KITOPS_HOME", &home);
     let mount = kitfs.mount(&server.reference("1.2.0"), &[]);
     support::program::tree_of(&mount.dir);
-    let blobs = server.requests().into_iter().filter(|request| request.target().contains("/blobs/")).count();
+    let blobs = server.requests().into_iter().filter(|request| request.path.contains("/blobs/")).count();
     assert_eq!(blobs, 0, "the registry is asked for the tag alone");
 }
 
