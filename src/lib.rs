@@ -8,7 +8,7 @@
 //! mount         wiring, daemon, signals, control socket
 //! fuse          the adapter: fuser ↔ fs; the only module that knows fuser
 //! fs            lookup, getattr, readdir, open, read
-//! fetch         resolving a reference to a plan, listing a layer, filling it: flights and deadlines
+//! fetch         resolving a reference to a plan, listing a layer, getting its chunks or all of it: flights and deadlines
 //! tree          the merged names of all layers                                    (pure)
 //! archive       layer bytes → entries → chunks: tar walker, inflaters, index      (pure)
 //! cache         verified bytes on disk: blobs, objects, staging, tags
@@ -18,9 +18,10 @@
 //! reference digest path units report     newtypes that are valid once they exist, and how errors are told
 //! ```
 //!
-//! A read goes `fuse → fs → fetch → {source → archive → cache}`. What comes back as a [`digest::Verified`] value or a
-//! [`cache::Object`] has had its digest proved; the one thing else that a read can answer from is a staged file, with
-//! [`fetch::Verify::Stream`] alone.
+//! A read goes `fuse → fs → fetch → {source → archive → cache}`: [`fs::Fs::read`] asks [`fetch::LayerFetch`] for content, which
+//! is in the cache, comes chunk by chunk where an index proves them, or comes with the whole layer. What comes back as
+//! a [`digest::Verified`] value or a [`cache::CachedRange`] has had its digest proved; the one thing else that a read can
+//! answer from is a staged file, with [`fetch::Verify::Stream`] alone.
 
 pub mod archive;
 pub mod cache;

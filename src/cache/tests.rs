@@ -132,6 +132,56 @@ fn damaged_blobs_and_indexes_count_as_absent() {
 }
 
 #[test]
+fn a_long_blob_or_index_is_mapped_and_stays_when_its_file_goes() {
+    let (_dir, cache) = cache();
+    let bytes: Vec<u8> = (0..map::MAPPED as u32).flat_map(u32::to_le_bytes).collect();
+    let digest = Digest::of(&bytes);
+    let mut blob = cache.new_blob(&digest).expect("a place");
+    for piece in bytes.chunks(50_000) {
+        blob.write(&Unverified::new(piece.to_vec())).expect("writes");
+    }
+    let kept = blob.keep(&cache, &digest).expect("keeps").expect("holds");
+    cache.keep_index(&digest, &bytes).expect("keeps");
+    let again = cache.blob(&digest).expect("reads").expect("is there");
+    let index = cache.index(&digest).expect("reads").expect("is there");
+    let maps = fs::read_to_string("/proc/self/maps").expect("maps");
+    for path in [cache.spread("blobs/sha256", &digest.hex()), cache.spread("indexes", &digest.hex())] {
+        assert!(maps.contains(path.to_str().expect("UTF-8")), "{} is not mapped", path.display());
+        fs::remove_file(path).expect("remove");
+    }
+    assert!([kept.bytes(), again.bytes(), &index].iter().all(|found| **found == bytes));
+    assert_eq!(fs::read_dir(cache.root().join("incoming")).expect("read").count(), 0);
+}
+
+#[test]
+fn a_long_blob_that_is_false_or_not_finished_leaves_nothing() {
+    let (_dir, cache) = cache();
+    let digest = Digest::of(b"right");
+    let mut blob = cache.new_blob(&digest).expect("a place");
+    blob.write(&Unverified::new(&b"wrong"[..])).expect("writes");
+    assert!(blob.keep(&cache, &digest).expect("looks").is_err());
+    drop(cache.new_blob(&digest).expect("a place"));
+    assert!(cache.blob(&digest).expect("reads").is_none());
+    assert_eq!(fs::read_dir(cache.root().join("incoming")).expect("read").count(), 0);
+}
+
+#[test]
+fn a_part_of_a_blob_is_what_lies_there_whether_read_or_mapped() {
+    let (_dir, cache) = cache();
+    let bytes: Vec<u8> = (0..map::MAPPED as u32).flat_map(u32::to_le_bytes).collect();
+    let digest = Digest::of(&bytes);
+    let verified = Unverified::new(bytes.clone()).verify(&digest).expect("holds");
+    cache.keep_blob(&digest, &verified).expect("keeps");
+    let len = bytes.len() as u64;
+    for range in [0..0, 7..9, 100..70_000, len - 32..len] {
+        let part = cache.part_of_blob(&digest, range.clone()).expect("reads").expect("is there");
+        assert_eq!(part.peek()[..], bytes[range.start as usize..range.end as usize], "{range:?}");
+    }
+    assert!(cache.part_of_blob(&digest, len - 1..len + 1).expect("reads").is_none());
+    assert!(cache.part_of_blob(&Digest::of(b"other"), 0..1).expect("reads").is_none());
+}
+
+#[test]
 fn planted_links_are_not_followed() {
     let (dir, cache) = cache();
     let secret = dir.path().join("secret");

@@ -10,6 +10,7 @@ use super::options::{JsonArgs, LookVerifyArgs, ProgressArgs};
 use super::output::{Output, printable};
 use super::progress::Progress;
 use super::{Failure, ls, served, walk};
+use crate::archive::index::annotations::{DIGEST, HEAD, SIZE};
 use crate::digest::Digest;
 use crate::fetch::{Context, Kit, LayerFetch, Resolved};
 use crate::fs::{Attr, Fs};
@@ -271,7 +272,9 @@ fn print(out: &mut Output, kit: &Kit, header: &Value, entries: &[Value], file: O
     }
     let annotated = entries.iter().filter_map(|entry| Some((entry, entry["annotations"].as_object()?)));
     for (entry, annotations) in annotated {
-        for (key, value) in annotations {
+        // The line above has said it.
+        let is_said = |key: &str| entry["trust"] == "pinned" && [DIGEST, SIZE, HEAD].contains(&key);
+        for (key, value) in annotations.iter().filter(|(key, _)| !is_said(key)) {
             out.line(format_args!("{}: {}={}", text(&entry["digest"]), printable(key.as_bytes()), text(value)))?;
         }
     }

@@ -169,8 +169,8 @@ pub async fn resolve_digest(
 
 /// What is asked for, and how to get it.
 pub(super) struct Resolver<'a> {
-    context: &'a Context,
-    access: &'a Access,
+    pub(super) context: &'a Context,
+    pub(super) access: &'a Access,
     pub(super) request: &'a Request,
 }
 

@@ -206,3 +206,7 @@ fn add(attested: &mut Attested, kit: usize, pins: Vec<(Digest, Pin)>) {
         attested.entry((kit, layer)).or_insert(pin);
     }
 }
+
+#[cfg(test)]
+#[path = "trust_tests.rs"]
+mod tests;

@@ -219,9 +219,15 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
 
 /// The same from an offset on.
 pub fn pattern_at(seed: u64, offset: u64, buffer: &mut [u8]) {
-    for (byte, at) in buffer.iter_mut().zip(offset..) {
-        let word = ((at / 8) ^ (seed << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        *byte = ((word ^ (word >> 29)) >> (at % 8 * 8)) as u8;
+    let word = |at: u64| {
+        let word = (at ^ (seed << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (word ^ (word >> 29)).to_le_bytes()
+    };
+    // Whole words but for the ends: tests make gigabytes of it.
+    let (head, rest) = buffer.split_at_mut(buffer.len().min((offset.next_multiple_of(8) - offset) as usize));
+    head.copy_from_slice(&word(offset / 8)[(offset % 8) as usize..][..head.len()]);
+    for (bytes, at) in rest.chunks_mut(8).zip(offset.div_ceil(8)..) {
+        bytes.copy_from_slice(&word(at)[..bytes.len()]);
     }
 }
 

@@ -1,0 +1,175 @@
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::cache::Cache;
+use crate::digest::Unverified;
+use crate::fetch::{Access, Context, Limits, Request, Verify};
+use crate::modelkit::{Compression, Format, Kind, Layer};
+use crate::path::TreePath;
+use crate::source::{BlobId, ByteStream, Connection, Source, SourceError};
+
+/// A repository that is asked for manifests and referrers, and for nothing else.
+#[derive(Debug, Default)]
+struct Repository {
+    manifests: BTreeMap<Digest, Vec<u8>>,
+    listed: Vec<Digest>,
+    broken: bool,
+}
+
+impl Repository {
+    fn missing(what: impl ToString) -> SourceError {
+        SourceError::NotFound { what: what.to_string(), source_name: "the test".to_owned() }
+    }
+
+    /// Adds a referrer of `subject`, with an index of `size` bytes for each of `layers`.
+    fn attest(&mut self, subject: &Digest, layers: &[Digest], size: u64, change: impl FnOnce(&mut Value)) -> Digest {
+        let index = |layer: &Digest| {
+            let pin = pin(size);
+            let annotations: BTreeMap<_, _> = pin.referrer_annotations(layer).into_iter().collect();
+            json!({"mediaType": MEDIA_TYPE, "digest": pin.digest, "size": size, "annotations": annotations})
+        };
+        let mut manifest = json!({
+            "schemaVersion": 2,
+            "artifactType": MEDIA_TYPE,
+            "layers": layers.iter().map(index).collect::<Vec<_>>(),
+            "subject": {"digest": subject, "size": 1},
+        });
+        change(&mut manifest);
+        let bytes = manifest.to_string().into_bytes();
+        let digest = Digest::of(&bytes);
+        self.manifests.insert(digest, bytes);
+        self.listed.push(digest);
+        digest
+    }
+}
+
+#[async_trait]
+impl Source for Repository {
+    fn name(&self) -> String {
+        "the test".to_owned()
+    }
+
+    async fn resolve(&self, tag: &str) -> Result<Digest, SourceError> {
+        Err(Self::missing(tag))
+    }
+
+    async fn manifest(&self, digest: &Digest) -> Result<Unverified, SourceError> {
+        self.manifests.get(digest).cloned().map(Unverified::new).ok_or_else(|| Self::missing(digest))
+    }
+
+    async fn blob(&self, blob: &BlobId, _: Range<u64>) -> Result<ByteStream, SourceError> {
+        Err(Self::missing(blob.digest))
+    }
+
+    async fn tags(&self) -> Result<Vec<String>, SourceError> {
+        Ok(Vec::new())
+    }
+
+    async fn referrers(&self, _: &Digest, _: &str) -> Result<Vec<Digest>, SourceError> {
+        if self.broken { Err(Self::missing("the API")) } else { Ok(self.listed.clone()) }
+    }
+}
+
+fn pin(size: u64) -> Pin {
+    Pin { digest: Digest::of(&size.to_le_bytes()), size, head_digest: Digest::of(b"head"), head_size: 112 }
+}
+
+fn layer(name: &str, kit: usize) -> Layer {
+    Layer {
+        digest: Digest::of(name.as_bytes()),
+        size: 1,
+        diff_id: None,
+        media_type: String::new(),
+        annotations: BTreeMap::new(),
+        kind: Kind::Model,
+        name: None,
+        path: name.to_owned(),
+        format: Format::Tar,
+        compression: Compression::None,
+        root: TreePath::root(),
+        prefix: TreePath::root(),
+        kit,
+    }
+}
+
+fn kit() -> Digest {
+    Digest::of(b"the kit")
+}
+
+/// What is named for layers `a` and `b` of a kit in `registry.internal/team/a`, by their sizes, and the warnings.
+async fn named(repository: Repository, patterns: &[&str]) -> (Vec<Option<u64>>, Vec<String>) {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let cache = Arc::new(Cache::open(&dir.path().join("cache")).expect("a cache"));
+    let context = Context::new(cache, Limits::default(), Verify::Strict);
+    let access = Access { connection: Connection::default(), kit_home: dir.path().to_owned() };
+    let mut request = Request::new("registry.internal/team/a:1".parse().expect("a reference"));
+    request.trusted_indexes = patterns.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
+    let resolver = Resolver { context: &context, access: &access, request: &request };
+    let repository: Arc<dyn Source> = Arc::new(repository);
+    let origin = Origin { repository: "registry.internal/team/a".to_owned(), digest: kit(), sources: vec![repository] };
+    let layers = vec![layer("a", 0), layer("b", 0)];
+    let mut plan = Plan { digest: kit(), kitfile: None, layers, warnings: Vec::new() };
+    let named = name(&resolver, &[origin], &mut plan).await.expect("named");
+    let sizes = named.into_iter().map(|named| {
+        let named = named?;
+        assert_eq!(named.tier, Tier::Attested);
+        Some(named.pin.size)
+    });
+    (sizes.collect(), plan.warnings)
+}
+
+fn layers() -> [Digest; 2] {
+    [Digest::of(b"a"), Digest::of(b"b")]
+}
+
+#[tokio::test]
+async fn a_rule_takes_the_referrers_of_the_repositories_that_it_covers() {
+    for (pattern, covers) in [("registry.internal/team/*", true), ("registry.internal/other/*", false)] {
+        let mut repository = Repository::default();
+        repository.attest(&kit(), &layers()[..1], 144, |_| {});
+        let (sizes, warnings) = named(repository, &[pattern]).await;
+        assert_eq!(sizes, [covers.then_some(144), None], "{pattern}");
+        assert_eq!(warnings, Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn without_a_rule_no_referrer_is_asked_for() {
+    let (sizes, warnings) = named(Repository { broken: true, ..Repository::default() }, &[]).await;
+    assert_eq!((sizes, warnings.len()), (vec![None, None], 0));
+    let (sizes, warnings) = named(Repository { broken: true, ..Repository::default() }, &["*"]).await;
+    assert_eq!((sizes, warnings.len()), (vec![None, None], 1), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn of_several_referrers_the_first_by_digest_counts_in_whatever_order_they_come() {
+    for reverse in [false, true] {
+        let mut repository = Repository::default();
+        let made = [144, 176, 208].map(|size| (repository.attest(&kit(), &layers(), size, |_| {}), size));
+        if reverse {
+            repository.listed.reverse();
+        }
+        let (_, first) = made.into_iter().min().expect("three");
+        let (sizes, _) = named(repository, &["*"]).await;
+        assert_eq!(sizes, [Some(first), Some(first)]);
+    }
+}
+
+#[tokio::test]
+async fn referrers_that_are_not_what_they_should_be_are_passed_over_with_a_warning() {
+    let mut repository = Repository::default();
+    repository.attest(&Digest::of(b"another"), &layers(), 176, |_| {});
+    repository.attest(&kit(), &layers(), 208, |manifest| manifest["artifactType"] = json!("application/x"));
+    repository.listed.push(Digest::of(b"not there"));
+    let (sizes, warnings) = named(repository, &["*"]).await;
+    assert_eq!(sizes, [None, None]);
+    assert_eq!(warnings.len(), 3);
+    for why in ["it is about", "its artifactType is \"application/x\"", "is not in the test"] {
+        assert!(warnings.iter().any(|warning| warning.contains(why)), "{why}: {warnings:?}");
+    }
+}
