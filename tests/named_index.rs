@@ -426,3 +426,15 @@ fn a_rule_covers_repositories_by_flag_variable_and_file() {
     assert!(!attested(Kitfs::new().with("KITFS_CONFIG", file.path()), &["--trust-index", &other]));
     assert!(!attested(Kitfs::new().with("KITFS_CONFIG", file.path()), &["--trust=layer"]));
 }
+
+#[test]
+fn a_rule_leads_where_it_led_before_while_the_registry_is_away() {
+    let server = FaultServer::empty("team/kit");
+    let kit = builder().attested().serve(&server, "v1");
+    let rule = format!("{}/team/*", server.host());
+    let kitfs = Kitfs::new();
+    assert_eq!(trust(&inspect(&kitfs, &kit.reference, &["--trust-index", &rule])), ["attested"]);
+    drop(server);
+    let shown = inspect(&kitfs, &kit.reference, &["--trust-index", &rule, "--meta-timeout", "2s"]);
+    assert_eq!(trust(&shown), ["attested"], "{shown}");
+}

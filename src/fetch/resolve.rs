@@ -338,7 +338,7 @@ impl Resolver<'_> {
     }
 
     /// Keeps what was found for the next time. A cache that can't grow is no reason to do without it now.
-    async fn keep(
+    pub(super) async fn keep(
         &self,
         what: &str,
         work: impl FnOnce(&Cache) -> Result<(), CacheError> + Send + 'static,

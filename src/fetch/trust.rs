@@ -151,6 +151,7 @@ async fn by_rule(
     warnings: &mut Vec<String>,
 ) {
     let mut refused = Vec::new();
+    let key = format!("{}@{} {MEDIA_TYPE}", origin.repository, origin.digest);
     for source in &origin.sources {
         let what = format!("the list of what refers to {}", origin.digest);
         let mut found = match resolver.retried(&what, || source.referrers(&origin.digest, MEDIA_TYPE)).await {
@@ -164,25 +165,36 @@ async fn by_rule(
         found.sort_unstable();
         found.dedup();
         for digest in found.iter().take(REFERRERS) {
-            let manifest = match resolver.manifest(&origin.sources, digest).await {
-                Ok(manifest) => manifest,
-                Err(error) => {
-                    refused.push(chain(&error));
-                    continue;
+            match vouched(resolver, origin, digest).await {
+                Ok(pins) => {
+                    let digest = *digest;
+                    // Without the note, the rule is of no use while the registry is away.
+                    let _ = resolver.keep(&what, move |cache| cache.remember_tag(&key, &digest)).await;
+                    return add(attested, kit, pins);
                 }
-            };
-            let read = Referrer::parse(&manifest).map_err(BadReferrer::from).and_then(|referrer| {
-                let pins = pins(&referrer)?;
-                let (subject, kit) = (referrer.subject, origin.digest);
-                if subject == kit { Ok(pins) } else { Err(BadReferrer::OtherKit { subject, kit }) }
-            });
-            match read {
-                Ok(pins) => return add(attested, kit, pins),
-                Err(cause) => refused.push(chain(&FetchError::Referrer { referrer: *digest, cause: Box::new(cause) })),
+                Err(why) => refused.push(why),
             }
         }
     }
+    // Where no source could be asked, what the rule led to the last time.
+    if !refused.is_empty()
+        && let Ok(Some(known)) = resolver.context.blocking(&key.clone(), move |cache| cache.known_tag(&key)).await
+        && let Ok(pins) = vouched(resolver, origin, &known.digest).await
+    {
+        return add(attested, kit, pins);
+    }
     warnings.extend(refused.into_iter().map(|why| format!("no trusted index for {}: {why}", origin.repository)));
+}
+
+/// What a referrer of a kit names, or why it is not taken at its word.
+async fn vouched(resolver: &Resolver<'_>, origin: &Origin, digest: &Digest) -> Result<Vec<(Digest, Pin)>, String> {
+    let manifest = resolver.manifest(&origin.sources, digest).await.map_err(|error| chain(&error))?;
+    let read = Referrer::parse(&manifest).map_err(BadReferrer::from).and_then(|referrer| {
+        let pins = pins(&referrer)?;
+        let (subject, kit) = (referrer.subject, origin.digest);
+        if subject == kit { Ok(pins) } else { Err(BadReferrer::OtherKit { subject, kit }) }
+    });
+    read.map_err(|cause| chain(&FetchError::Referrer { referrer: *digest, cause: Box::new(cause) }))
 }
 
 /// The indexes that a referrer names, with the layers that they are of.
