@@ -8,6 +8,7 @@
 //! mount         wiring, daemon, signals, control socket
 //! fuse          the adapter: fuser ↔ fs; the only module that knows fuser
 //! fs            lookup, getattr, readdir, open, read
+//! publish       a kit with indexes: derived, named in its manifest or beside it, written where it can be found
 //! fetch         resolving a reference to a plan, listing a layer, getting its chunks or all of it: flights and deadlines
 //! tree          the merged names of all layers                                    (pure)
 //! archive       layer bytes → entries → chunks: tar walker, inflaters, index      (pure)
@@ -34,6 +35,7 @@ pub mod modelkit;
 pub mod mount;
 pub mod object;
 pub mod path;
+pub mod publish;
 pub mod reference;
 pub mod report;
 pub mod source;

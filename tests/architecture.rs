@@ -17,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["cli"],
     &["mount"],
     &["fuse"],
-    &["fs"],
+    &["fs", "publish"],
     &["fetch"],
     &["tree"],
     &["archive", "cache", "source"],

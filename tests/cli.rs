@@ -59,8 +59,15 @@ fn as_json(kitfs: &Kitfs, arguments: &[&str]) -> Value {
 #[test]
 fn help_is_grouped_and_ends_with_examples() {
     let help = user().ok(&["--help"]);
-    let order =
-        ["Usage: kitfs", "Mounts:\n  mount ", "Without a mount:\n  ls ", "Options:", "Examples:", "Exit codes: 0"];
+    let order = [
+        "Usage: kitfs",
+        "Mounts:\n  mount ",
+        "Without a mount:\n  ls ",
+        "Making kits readable in parts:\n  index ",
+        "Options:",
+        "Examples:",
+        "Exit codes: 0",
+    ];
     let places: Vec<_> = order.iter().map(|part| help.find(part).unwrap_or_else(|| panic!("{part}: {help}"))).collect();
     assert!(places.is_sorted(), "{help}");
     assert!(help.lines().count() < 50 && help.lines().all(|line| line.chars().count() <= 100), "{help}");
@@ -69,7 +76,7 @@ fn help_is_grouped_and_ends_with_examples() {
 #[test]
 fn every_command_explains_itself_with_examples() {
     let kitfs = user();
-    for command in ["mount", "unmount", "status", "ls", "cat", "inspect", "resolve"] {
+    for command in ["mount", "unmount", "status", "ls", "cat", "inspect", "resolve", "index", "verify"] {
         let help = kitfs.ok(&[command, "--help"]);
         assert!(help.contains(&format!("Usage: kitfs {command}")) && help.contains("Examples:\n"), "{help}");
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");

@@ -39,15 +39,10 @@ impl KitArgs {
         let filters = Filters::parse(&self.selection.filter).map_err(Failure::usage)?;
         let context = self.fetch.context(&self.connection, verify)?;
         let access = self.connection.access(&self.fetch)?;
-        let mut request = Request {
-            filters,
-            platform: self.selection.platform.clone(),
-            select: self.selection.select,
-            ..Request::new(reference.clone())
-        };
+        let mut request = Request { filters, ..Request::new(reference.clone()) };
+        self.selection.choice.apply(&mut request);
         self.trust.apply(&mut request)?;
-        let resolved = crate::fetch::resolve(&context, &access, &request).await;
-        let resolved = resolved.map_err(|error| not_resolved(reference, &access, &error))?;
+        let resolved = resolve(&context, &access, &request).await?;
         Ok((context, resolved))
     }
 
@@ -60,6 +55,12 @@ impl KitArgs {
         let kit = Kit::open(&context, resolved);
         Ok((context, kit))
     }
+}
+
+/// Follows a reference, as it is asked for, to its plan.
+pub(super) async fn resolve(context: &Context, access: &Access, request: &Request) -> Result<Resolved, Failure> {
+    let resolved = crate::fetch::resolve(context, access, request).await;
+    resolved.map_err(|error| not_resolved(&request.reference, access, &error))
 }
 
 /// Says that no digest stands behind what follows.

@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 //!
-//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`: the commands; `served`: what a mount tells.
+//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `index`, `verify`: the
+//!   commands; `served`: what a mount tells.
 //! - [`options`] and [`log`]: groups of flags that commands share; [`config`]: where their defaults come from.
 //! - [`kits`]: from a reference to an opened kit; [`walk`]: paths in it; [`progress`]: what is being fetched.
 //! - [`output`]: what is said on standard output and standard error; [`failure`]: errors and exit codes.
@@ -12,6 +13,7 @@ mod cat;
 mod config;
 mod dry_run;
 mod failure;
+mod index;
 mod inspect;
 mod kits;
 mod log;
@@ -24,6 +26,7 @@ mod resolve;
 mod served;
 mod status;
 mod unmount;
+mod verify;
 mod walk;
 
 use clap::error::ErrorKind;
@@ -52,8 +55,11 @@ A flag overrides its variable (--read-timeout: KITFS_READ_TIMEOUT), which overri
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 /// The commands by what they are for, as `--help` shows them.
-const GROUPS: [(&str, &[&str]); 2] =
-    [("Mounts", &["mount", "unmount", "status"]), ("Without a mount", &["ls", "cat", "inspect", "resolve"])];
+const GROUPS: [(&str, &[&str]); 3] = [
+    ("Mounts", &["mount", "unmount", "status"]),
+    ("Without a mount", &["ls", "cat", "inspect", "resolve"]),
+    ("Making kits readable in parts", &["index", "verify"]),
+];
 
 /// Mounts ModelKits as read-only directories: lazily, verified, cached
 #[derive(Debug, Parser)]
@@ -74,6 +80,8 @@ enum Command {
     Cat(cat::Cat),
     Inspect(inspect::Inspect),
     Resolve(resolve::Resolve),
+    Index(index::Index),
+    Verify(verify::Verify),
 }
 
 impl Cli {
@@ -119,6 +127,8 @@ impl Cli {
                 Command::Cat(command) => command.run().await,
                 Command::Inspect(command) => command.run().await,
                 Command::Resolve(command) => command.run().await,
+                Command::Index(command) => command.run().await,
+                Command::Verify(command) => command.run().await,
             }
         })
     }

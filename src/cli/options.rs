@@ -24,6 +24,14 @@ pub(super) struct SelectionArgs {
     /// Only these parts, as `kit unpack --filter`: TYPE[,TYPE…][:NAME[,NAME…]]; may be repeated
     #[arg(long, value_name = "FILTER")]
     pub(super) filter: Vec<String>,
+    #[command(flatten)]
+    pub(super) choice: ChoiceArgs,
+}
+
+/// Which kit of an image index is wanted.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Selection")]
+pub(super) struct ChoiceArgs {
     /// The platform to take from an image index [default: this machine's]
     #[arg(long, value_name = "OS/ARCH")]
     pub(super) platform: Option<Platform>,
@@ -184,6 +192,14 @@ enum LookVerify {
     Stream,
     Listing,
     None,
+}
+
+impl ChoiceArgs {
+    /// Adds the choice to what is asked for.
+    pub(super) fn apply(&self, request: &mut Request) {
+        request.platform.clone_from(&self.platform);
+        request.select = self.select;
+    }
 }
 
 impl TrustArgs {

@@ -1,7 +1,7 @@
-//! What is being fetched, on standard error, while a command waits for it.
+//! What is being fetched or uploaded, on standard error, while a command waits for it.
 //!
-//! On a terminal a bar for each layer under way; elsewhere a line now and then, which short waits never reach. A thread
-//! of its own looks at the layers, so that it shows how things are even where the runtime is busy.
+//! On a terminal a bar for each that is under way; elsewhere a line now and then, which short waits never reach. A thread
+//! of its own looks at them, so that it shows how things are even where the runtime is busy.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::options::ProgressMode;
 use super::output;
 use crate::fetch::LayerFetch;
+use crate::publish::Blob;
 use crate::units::{format_duration, format_size};
 
 /// How often a bar moves: smooth to the eye, of no weight to the machine.
@@ -21,20 +22,68 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often a line is written.
 const PLAIN: Duration = Duration::from_secs(10);
 
+/// What takes its time.
+pub(super) trait Moves: Send + Sync {
+    /// What is done with it: the word before a plain line.
+    fn verb(&self) -> &'static str;
+    /// What it is.
+    fn name(&self) -> String;
+    /// How many bytes it has.
+    fn size(&self) -> u64;
+    /// How many of them are done; `None` while it is not under way.
+    fn done(&self) -> Option<u64>;
+}
+
+impl Moves for LayerFetch {
+    fn verb(&self) -> &'static str {
+        "fetching"
+    }
+
+    fn name(&self) -> String {
+        output::printable(self.layer.path.as_bytes())
+    }
+
+    fn size(&self) -> u64 {
+        self.layer.size
+    }
+
+    fn done(&self) -> Option<u64> {
+        self.is_filling().then(|| *self.progress().borrow())
+    }
+}
+
+impl Moves for Blob {
+    fn verb(&self) -> &'static str {
+        "uploading"
+    }
+
+    fn name(&self) -> String {
+        output::printable(self.what.as_bytes())
+    }
+
+    fn size(&self) -> u64 {
+        self.id.size
+    }
+
+    fn done(&self) -> Option<u64> {
+        self.sent()
+    }
+}
+
 /// Shows progress until it is dropped; then nothing of the bars is left.
 pub(super) struct Progress(Option<(Sender<()>, JoinHandle<()>)>);
 
 impl Progress {
-    /// Shows how `layers` are fetched.
-    pub(super) fn of(layers: &[Arc<LayerFetch>], mode: ProgressMode) -> Self {
-        let layers = layers.to_vec();
+    /// Shows how far all of these are, each while it is under way.
+    pub(super) fn of<M: Moves + 'static>(all: &[Arc<M>], mode: ProgressMode) -> Self {
+        let all = all.to_vec();
         let (stop, stopped) = mpsc::channel();
         let watch = move || match mode {
             ProgressMode::None => {}
             ProgressMode::Fancy => {
                 let mut bars = Bars::new();
                 while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-                    bars.show(&layers);
+                    bars.show(&all);
                 }
                 // A terminal that is gone needs no clearing.
                 let _ = bars.all.clear();
@@ -42,7 +91,7 @@ impl Progress {
             ProgressMode::Plain => {
                 let mut begun = HashMap::new();
                 while stopped.recv_timeout(PLAIN) == Err(RecvTimeoutError::Timeout) {
-                    report(&layers, &mut begun);
+                    report(&all, &mut begun);
                 }
             }
         };
@@ -101,15 +150,15 @@ impl Bars {
         Self { all: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()), shown: HashMap::new(), style }
     }
 
-    fn show(&mut self, layers: &[Arc<LayerFetch>]) {
-        for (at, layer) in layers.iter().enumerate() {
-            if layer.is_filling() {
+    fn show<M: Moves>(&mut self, all: &[Arc<M>]) {
+        for (at, one) in all.iter().enumerate() {
+            if let Some(done) = one.done() {
                 let bar = self.shown.entry(at).or_insert_with(|| {
-                    let bar = self.all.add(ProgressBar::new(layer.layer.size).with_style(self.style.clone()));
-                    bar.set_prefix(name(layer));
+                    let bar = self.all.add(ProgressBar::new(one.size()).with_style(self.style.clone()));
+                    bar.set_prefix(one.name());
                     bar
                 });
-                bar.set_position(*layer.progress().borrow());
+                bar.set_position(done);
             } else if let Some(bar) = self.shown.remove(&at) {
                 bar.finish_and_clear();
             }
@@ -117,10 +166,11 @@ impl Bars {
     }
 }
 
-/// Says how far each layer is that is under way. `begun` remembers since when, and from where.
-fn report(layers: &[Arc<LayerFetch>], begun: &mut HashMap<usize, (Instant, u64)>) {
-    for (at, layer) in layers.iter().enumerate().filter(|(_, layer)| layer.is_filling()) {
-        let (size, now) = (layer.layer.size, *layer.progress().borrow());
+/// Says how far each is that is under way. `begun` remembers since when, and from where.
+fn report<M: Moves>(all: &[Arc<M>], begun: &mut HashMap<usize, (Instant, u64)>) {
+    for (at, one) in all.iter().enumerate() {
+        let Some(now) = one.done() else { continue };
+        let size = one.size();
         let (since, before) = *begun.entry(at).or_insert((Instant::now(), now));
         let rate = (now.saturating_sub(before)).checked_div(since.elapsed().as_secs()).filter(|rate| *rate > 0);
         let rate = rate.map(|rate| {
@@ -128,10 +178,6 @@ fn report(layers: &[Arc<LayerFetch>], begun: &mut HashMap<usize, (Instant, u64)>
             format!(", {}/s, {left} left", format_size(rate))
         });
         let (now, size) = (format_size(now), format_size(size));
-        output::say("fetching", format!("{}: {now} of {size}{}", name(layer), rate.unwrap_or_default()));
+        output::say(one.verb(), format!("{}: {now} of {size}{}", one.name(), rate.unwrap_or_default()));
     }
-}
-
-fn name(layer: &LayerFetch) -> String {
-    output::printable(layer.layer.path.as_bytes())
 }

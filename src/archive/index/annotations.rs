@@ -23,6 +23,11 @@ pub const SOURCE: &str = "dev.kitfs.index.source";
 /// size are the descriptor's own.
 pub const LAYER: &str = "dev.kitfs.index.layer";
 
+/// Whether an annotation is one of those above, or may become one: what begins so is for kitfs to set.
+pub fn is_ours(key: &str) -> bool {
+    key.starts_with("dev.kitfs.index.")
+}
+
 /// How a digest is written.
 const DIGEST_FORM: &str = "`sha256:` and 64 hexadecimal digits";
 

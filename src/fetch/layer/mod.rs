@@ -130,6 +130,8 @@ pub struct LayerFetch {
     listing: Flight<Arc<Listing>>,
     fill: Flight<Arc<Index>>,
     progress: watch::Sender<u64>,
+    /// Held once more by each pass over the whole layer.
+    reading: Arc<()>,
     view: Option<Arc<StagedView>>,
     poison: Mutex<Poison>,
     /// Files that are being opened, by row.
@@ -158,6 +160,7 @@ impl LayerFetch {
             listing: Flight::new(what("the listing")),
             fill: Flight::new(what("the fetch")),
             progress: watch::Sender::new(0),
+            reading: Arc::default(),
             view: (context.verify == Verify::Stream).then(|| Arc::new(StagedView::new())),
             poison: Mutex::default(),
             opening: Mutex::default(),
@@ -202,7 +205,7 @@ impl LayerFetch {
 
     /// Whether the layer is being fetched whole now.
     pub fn is_filling(&self) -> bool {
-        self.fill.is_running()
+        self.fill.is_running() || Arc::strong_count(&self.reading) > 1
     }
 
     /// What proves the layer's parts, as far as that is here by now.

@@ -74,6 +74,7 @@ impl LayerFetch {
         F: Future<Output = Result<Arc<Index>, Failure>>,
     {
         let _turn = self.turn().await?;
+        let _reading = self.reading.clone();
         let mut last = FetchError::Lost { what: self.what() };
         let (mut found_false, mut may_recover) = (None, false);
         for (position, transfer) in self.transfers() {

@@ -1,0 +1,311 @@
+//! `kitfs verify`: reads a kit whole and compares: layer with manifest, index with layer.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use clap::Args;
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+
+use super::Failure;
+use super::kits::KitArgs;
+use super::options::{JsonArgs, ProgressArgs};
+use super::output::{Output, printable};
+use super::progress::Progress;
+use crate::archive::index::Index;
+use crate::archive::index::annotations::Pin;
+use crate::archive::index::diff::{self, Difference};
+use crate::fetch::fill::index_key;
+use crate::fetch::named::Named;
+use crate::fetch::transfer::retried;
+use crate::fetch::{BadIndex, Context, FetchError, Kit, LayerFetch, Tier, Verify as VerifyRule};
+use crate::modelkit::Layer;
+use crate::reference::Reference;
+use crate::report::chain;
+use crate::source::{BlobId, Source, SourceError};
+use crate::units::format_size;
+
+/// So many layers are read at a time.
+const PARALLEL: usize = 4;
+/// So many differences of one index are shown; the rest are counted.
+const SHOWN: usize = 20;
+
+/// Reads every layer of a kit and compares it with the manifest, and its index with it
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "kitfs verify [OPTIONS] <REF>",
+    after_help = "\
+Everything is read from where it is, whatever the cache holds; nothing but indexes is kept. It goes
+on after a layer that is wrong. The exit code is 0 if all is right, and 1 if anything is not.
+
+Examples:
+  kitfs verify ghcr.io/team/llama:8b
+  kitfs verify llama:8b --filter docs        these layers alone
+  kitfs verify --json oci:kits/llama"
+)]
+pub(super) struct Verify {
+    /// The kit
+    #[arg(value_name = "REF")]
+    reference: Reference,
+    #[command(flatten)]
+    kit: KitArgs,
+    #[command(flatten)]
+    json: JsonArgs,
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+/// What is wrong with a layer, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wrong {
+    Differs,
+    Broken,
+    Unreadable,
+    DiffId,
+    IndexMissing,
+    IndexInvalid,
+    IndexUnreadable,
+    IndexDiffers,
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Differs => "differs",
+            Self::Broken => "broken",
+            Self::Unreadable => "unreadable",
+            Self::DiffId => "diffId differs",
+            Self::IndexMissing => "index missing",
+            Self::IndexInvalid => "index invalid",
+            Self::IndexUnreadable => "index unreadable",
+            Self::IndexDiffers => "index differs",
+        })
+    }
+}
+
+/// One thing that is wrong with a layer.
+#[derive(Debug)]
+struct Problem {
+    wrong: Wrong,
+    /// What exactly, a line for each.
+    said: Vec<String>,
+    /// How many there are, said or not.
+    count: u64,
+}
+
+impl Problem {
+    fn new(wrong: Wrong, what: impl Into<String>) -> Self {
+        Self { wrong, said: vec![what.into()], count: 1 }
+    }
+}
+
+/// What was found about one layer.
+#[derive(Debug)]
+struct Finding {
+    layer: Layer,
+    /// The indexes that are named for it.
+    named: Vec<Named>,
+    /// Nothing, where all is right.
+    problems: Vec<Problem>,
+}
+
+impl Verify {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let (context, kit) = self.kit.open(&self.reference, VerifyRule::Strict).await?;
+        let findings = {
+            let _progress = Progress::of(&kit.layers, self.progress.mode());
+            findings(&context, &kit).await
+        };
+        let wrong = findings.iter().filter(|finding| !finding.problems.is_empty()).count();
+        let mut out = Output::new();
+        if self.json.json {
+            out.json(&json!({
+                "reference": self.reference.to_string(),
+                "repository": self.reference.location.name(),
+                "digest": kit.resolved.digest,
+                "ok": wrong == 0,
+                "layers": findings.iter().map(as_json).collect::<Vec<_>>(),
+            }))?;
+        } else {
+            print(&mut out, &kit, &findings)?;
+        }
+        out.finish()?;
+        if wrong == 0 {
+            return Ok(());
+        }
+        Err(Failure::failed(format!("{wrong} of {} layers of {} are wrong", findings.len(), kit.resolved.pinned())))
+    }
+}
+
+/// What is found about each layer, in the order of the plan. A blob that is used twice is read once.
+async fn findings(context: &Context, kit: &Kit) -> Vec<Finding> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut places = HashMap::new();
+    for (at, fetch) in kit.layers.iter().enumerate() {
+        let group = *places.entry(index_key(&fetch.layer)).or_insert(groups.len());
+        match groups.get_mut(group) {
+            Some(group) => group.push(at),
+            None => groups.push(vec![at]),
+        }
+    }
+    let audits = groups.into_iter().map(|group| audit(context, kit, group));
+    let found: Vec<_> = futures_util::stream::iter(audits).buffer_unordered(PARALLEL).collect().await;
+    let mut found: Vec<_> = found.into_iter().flatten().collect();
+    found.sort_by_key(|(at, _)| *at);
+    found.into_iter().map(|(_, finding)| finding).collect()
+}
+
+/// Reads one blob and judges the layers at these positions, which all are that blob.
+async fn audit(context: &Context, kit: &Kit, group: Vec<usize>) -> Vec<(usize, Finding)> {
+    let Some(first) = group.first().and_then(|at| kit.layers.get(*at)) else { return Vec::new() };
+    let found = first.audit().await;
+    let mut findings = Vec::new();
+    for at in group {
+        let (named, mut problems) = named_for(kit, at);
+        let layer = &kit.layers[at].layer;
+        match &found {
+            Err(error) => problems.insert(0, unread(error)),
+            Ok(found) => {
+                problems.extend(diff_id(layer, found));
+                for index in &named {
+                    problems.extend(compare(context, kit, &kit.layers[at], index, found).await);
+                }
+            }
+        }
+        findings.push((at, Finding { layer: layer.clone(), named, problems }));
+    }
+    findings
+}
+
+/// The indexes that are named for a layer: by the manifest, whether it is trusted or not, and by what the user trusts.
+fn named_for(kit: &Kit, at: usize) -> (Vec<Named>, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let pinned = Pin::read(&kit.layers[at].layer.annotations).unwrap_or_else(|error| {
+        problems.push(Problem::new(Wrong::IndexInvalid, error.to_string()));
+        None
+    });
+    let mut named: Vec<_> = pinned.map(|pin| Named { pin, tier: Tier::Pinned }).into_iter().collect();
+    let trusted = kit.resolved.named.get(at).copied().flatten();
+    named.extend(trusted.filter(|trusted| pinned != Some(trusted.pin)));
+    (named, problems)
+}
+
+fn unread(error: &FetchError) -> Problem {
+    let wrong = match error.root() {
+        FetchError::Digest { .. } | FetchError::Poisoned { .. } => Wrong::Differs,
+        FetchError::Archive { .. } => Wrong::Broken,
+        _ => Wrong::Unreadable,
+    };
+    Problem::new(wrong, chain(error))
+}
+
+fn diff_id(layer: &Layer, found: &Index) -> Option<Problem> {
+    let (stated, found) = (layer.diff_id?, found.head().layer().diff_id);
+    let what = || format!("the diffId that the kit states is {stated}, the uncompressed layer has {found}");
+    (stated != found).then(|| Problem::new(Wrong::DiffId, what()))
+}
+
+/// Compares an index that is named for a layer with what the layer gave.
+async fn compare(context: &Context, kit: &Kit, fetch: &LayerFetch, named: &Named, found: &Index) -> Option<Problem> {
+    let sources = kit.resolved.origins.get(fetch.layer.kit).map_or(&[][..], |origin| &origin.sources);
+    let stated = match named.whole(&fetch.layer, context, sources).await {
+        Ok(stated) => stated,
+        Err(error) => return Some(index_problem(&error)),
+    };
+    let differences = diff::compare(&stated, found, SHOWN);
+    if !differences.is_empty() {
+        let said = differences.first.iter().map(Difference::to_string).collect();
+        return Some(Problem { wrong: Wrong::IndexDiffers, said, count: differences.count });
+    }
+    // It may have come from the cache, and be gone where others look for it.
+    still_there(context, named.pin, sources).await.err().map(|error| Problem::new(Wrong::IndexMissing, chain(&error)))
+}
+
+fn index_problem(error: &FetchError) -> Problem {
+    let wrong = match error.root() {
+        FetchError::Index { cause, .. } if matches!(**cause, BadIndex::Missing(_)) => Wrong::IndexMissing,
+        FetchError::Index { .. } => Wrong::IndexInvalid,
+        _ => Wrong::IndexUnreadable,
+    };
+    Problem::new(wrong, chain(error))
+}
+
+/// Whether any of the sources has the index; the last one's word if none has.
+async fn still_there(context: &Context, pin: Pin, sources: &[Arc<dyn Source>]) -> Result<(), FetchError> {
+    let blob = BlobId { digest: pin.digest, size: pin.size };
+    let what = format!("index {}", pin.digest);
+    let mut outcome = Ok(());
+    for source in sources {
+        let ask = || async {
+            match source.blob(&blob, 0..1).await {
+                // Who ignores ranges has it.
+                Ok(_) | Err(SourceError::RangeIgnored { .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        outcome = retried(&what, context.limits.meta_timeout, ask).await;
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
+}
+
+impl Finding {
+    fn status(&self) -> String {
+        let words: Vec<_> = self.problems.iter().map(|problem| problem.wrong.to_string()).collect();
+        if words.is_empty() { "ok".to_owned() } else { words.join(", ") }
+    }
+
+    fn trust(&self) -> String {
+        let tiers: Vec<_> = self.named.iter().map(|named| named.tier.to_string()).collect();
+        if tiers.is_empty() { "no index".to_owned() } else { tiers.join(", ") }
+    }
+}
+
+fn as_json(finding: &Finding) -> Value {
+    let Finding { layer, named, problems } = finding;
+    let index = |named: &Named| json!({ "digest": named.pin.digest, "size": named.pin.size, "trust": named.tier });
+    let problem = |problem: &Problem| {
+        let Problem { wrong, said, count } = problem;
+        json!({ "status": wrong.to_string(), "count": count, "differences": said })
+    };
+    json!({
+        "type": layer.kind,
+        "path": layer.path,
+        "digest": layer.digest,
+        "size": layer.size,
+        "kit": layer.kit,
+        "status": finding.status(),
+        "indexes": named.iter().map(index).collect::<Vec<_>>(),
+        "problems": problems.iter().map(problem).collect::<Vec<_>>(),
+    })
+}
+
+fn print(out: &mut Output, kit: &Kit, findings: &[Finding]) -> Result<(), Failure> {
+    out.line(kit.resolved.pinned())?;
+    let mut table = vec![["STATUS", "INDEX", "TYPE", "PATH", "SIZE", "LAYER"].map(str::to_owned).to_vec()];
+    for finding in findings {
+        let layer = &finding.layer;
+        let kind = json!(layer.kind).as_str().unwrap_or_default().to_owned();
+        let path = printable(layer.path.as_bytes());
+        let size = format_size(layer.size);
+        table.push(vec![finding.status(), finding.trust(), kind, path, size, layer.digest.to_string()]);
+    }
+    out.table(&table)?;
+    for finding in findings {
+        for problem in &finding.problems {
+            out.line("")?;
+            out.line(format_args!("{}: {}", printable(finding.layer.label().as_bytes()), problem.wrong))?;
+            for line in &problem.said {
+                out.line(format_args!("  {}", printable(line.as_bytes())))?;
+            }
+            let more = problem.count.saturating_sub(problem.said.len() as u64);
+            if more > 0 {
+                out.line(format_args!("  and {more} more differences"))?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,353 @@
+//! Writing an edition: blobs first, each only where it is not yet; then the manifest under its tag; then the referrer.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::watch;
+
+use super::manifest::EMPTY;
+use super::{Document, Edition, PARALLEL, PublishError};
+use crate::archive::index::Index;
+use crate::archive::index::annotations::MEDIA_TYPE;
+use crate::digest::{Digest, StreamHasher, Unverified};
+use crate::fetch::transfer::{Transfer, retried};
+use crate::fetch::{FetchError, Limits, Resolved};
+use crate::source::{BlobId, ByteStream, Source, SourceError, Target};
+
+/// A blob is as long under way as it makes progress, which its source and its target watch over. Ten years.
+const NO_DEADLINE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// The pieces that made blobs are sent in.
+const PIECE: usize = 1 << 20;
+
+/// A blob that must be there before the manifest is.
+#[derive(Debug)]
+pub struct Blob {
+    /// What it is, for people.
+    pub what: String,
+    /// Which it is.
+    pub id: BlobId,
+    content: Content,
+    sent: AtomicU64,
+    is_moving: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Content {
+    /// The kit's own.
+    Copied,
+    /// Made here.
+    Made(Bytes),
+}
+
+impl Blob {
+    fn copied(what: String, id: BlobId) -> Arc<Self> {
+        Self::new(what, id, Content::Copied)
+    }
+
+    fn made(what: String, digest: Digest, bytes: Bytes) -> Arc<Self> {
+        Self::new(what, BlobId { digest, size: bytes.len() as u64 }, Content::Made(bytes))
+    }
+
+    fn new(what: String, id: BlobId, content: Content) -> Arc<Self> {
+        Arc::new(Self { what, id, content, sent: AtomicU64::new(0), is_moving: AtomicBool::new(false) })
+    }
+
+    /// How many of its bytes are on their way; `None` while it is not being sent.
+    pub fn sent(&self) -> Option<u64> {
+        self.is_moving.load(Ordering::Relaxed).then(|| self.sent.load(Ordering::Relaxed))
+    }
+}
+
+/// The bytes of an index that others hold too.
+struct Shared(Arc<Index>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl Edition {
+    /// The blobs that make up the kit itself, each once.
+    pub fn kit_blobs(&self, resolved: &Resolved) -> Vec<Arc<Blob>> {
+        let config = &resolved.document.config;
+        let mut blobs =
+            vec![Blob::copied("the config".to_owned(), BlobId { digest: config.digest, size: config.size })];
+        for layer in &resolved.document.layers {
+            if blobs.iter().all(|blob| blob.id.digest != layer.digest) {
+                let entry = resolved.plan.layers.iter().find(|planned| planned.digest == layer.digest);
+                let what = entry.map_or_else(|| format!("layer {}", layer.digest), crate::modelkit::Layer::label);
+                blobs.push(Blob::copied(what, BlobId { digest: layer.digest, size: layer.size }));
+            }
+        }
+        blobs
+    }
+
+    /// The indexes.
+    pub fn index_blobs(&self) -> Vec<Arc<Blob>> {
+        let index = |indexed: &super::Indexed| {
+            let bytes = Bytes::from_owner(Shared(indexed.index.clone()));
+            Blob::made(format!("the index of {}", indexed.layer.label()), indexed.pin.digest, bytes)
+        };
+        self.layers.iter().map(index).collect()
+    }
+}
+
+/// How blobs came to be where they are now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Tally {
+    /// Sent.
+    pub uploaded: Count,
+    /// Taken over from another repository of the registry.
+    pub mounted: Count,
+    /// There before.
+    pub present: Count,
+}
+
+/// Blobs and their bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Count {
+    /// How many.
+    pub blobs: u64,
+    /// How many bytes they have.
+    pub bytes: u64,
+}
+
+/// How one blob came to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Uploaded,
+    Mounted,
+    Present,
+}
+
+impl Tally {
+    fn add(mut self, way: Way, size: u64) -> Self {
+        let count = match way {
+            Way::Uploaded => &mut self.uploaded,
+            Way::Mounted => &mut self.mounted,
+            Way::Present => &mut self.present,
+        };
+        count.blobs += 1;
+        count.bytes += size;
+        self
+    }
+}
+
+/// Writes to one repository what comes from one kit.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    /// Where to.
+    pub target: Arc<dyn Target>,
+    /// Where from.
+    pub resolved: &'a Resolved,
+    /// Deadlines and parallelism.
+    pub limits: Limits,
+}
+
+impl Writer<'_> {
+    /// Puts the config of the referrer there, two bytes: so that who may not write hears of it before anything large is read.
+    pub async fn try_out(&self) -> Result<Tally, PublishError> {
+        let empty = Blob::made("the empty config".to_owned(), Digest::of(EMPTY), Bytes::from_static(EMPTY));
+        self.put_all(&[empty], Tally::default()).await
+    }
+
+    /// What a tag of the target points at; `None` where there is no such tag.
+    pub async fn tagged(&self, tag: &str) -> Result<Option<Digest>, PublishError> {
+        let what = format!("tag {tag}");
+        let asked = retried(&what, self.limits.meta_timeout, || self.target.resolve(tag)).await;
+        match asked {
+            Err(FetchError::Source { cause: SourceError::NotFound { .. }, .. }) => Ok(None),
+            other => other.map(Some).map_err(|error| self.failed(what, error)),
+        }
+    }
+
+    /// Whether the target names this referrer already.
+    async fn has_referrer(&self, subject: &Digest, referrer: &Digest) -> Result<bool, PublishError> {
+        let what = format!("the list of what refers to {subject}");
+        let ask = || self.target.referrers(subject, MEDIA_TYPE);
+        let all = retried(&what, self.limits.meta_timeout, ask).await.map_err(|error| self.failed(what, error))?;
+        Ok(all.contains(referrer))
+    }
+
+    /// Puts the kit's manifest under a tag. Its blobs must be there.
+    pub async fn put_kit(&self, kit: &Document, tag: &str) -> Result<(), PublishError> {
+        self.put_manifest("the manifest", kit, Some(tag)).await
+    }
+
+    /// Puts the referrer, unless it is there; whether it was not. Its blobs must be there.
+    pub async fn put_referrer(&self, edition: &Edition) -> Result<bool, PublishError> {
+        let Some(referrer) = &edition.referrer else { return Ok(false) };
+        if self.has_referrer(&edition.kit.digest, &referrer.digest).await? {
+            return Ok(false);
+        }
+        self.put_manifest("the referrer", referrer, None).await?;
+        Ok(true)
+    }
+
+    async fn put_manifest(&self, name: &str, document: &Document, tag: Option<&str>) -> Result<(), PublishError> {
+        let what = format!("{name} {}", document.digest);
+        let put = || self.target.put_manifest(&document.manifest, tag);
+        let found =
+            retried(&what, self.limits.meta_timeout, put).await.map_err(|error| self.failed(what.clone(), error))?;
+        if found == document.digest {
+            return Ok(());
+        }
+        let cause = SourceError::Protocol {
+            source_name: self.target.name(),
+            what: format!("it filed the manifest under another digest, {found}"),
+        };
+        Err(PublishError::Write { what, target: self.target.name(), cause })
+    }
+
+    /// Sees to it that these blobs are there, several at a time, and goes on counting.
+    pub async fn put_all(&self, blobs: &[Arc<Blob>], before: Tally) -> Result<Tally, PublishError> {
+        let put = |blob: Arc<Blob>| async move { Ok((self.put(&blob).await?, blob.id.size)) };
+        let done = stream::iter(blobs.iter().cloned().map(put)).buffer_unordered(PARALLEL);
+        done.try_fold(before, |tally, (way, size)| async move { Ok(tally.add(way, size)) }).await
+    }
+
+    async fn put(&self, blob: &Arc<Blob>) -> Result<Way, PublishError> {
+        let failed = |error| self.failed(blob.what.clone(), error);
+        let patience = self.limits.meta_timeout;
+        if retried(&blob.what, patience, || self.target.has_blob(&blob.id)).await.map_err(failed)? {
+            return Ok(Way::Present);
+        }
+        match &blob.content {
+            Content::Made(bytes) => {
+                self.send(blob, || pieces(bytes.clone())).await.map_err(|failure| match failure {
+                    Failure::Read(cause) => PublishError::Copy { what: blob.what.clone(), cause: Box::new(cause) },
+                    Failure::Written(error) => failed(error),
+                })?;
+            }
+            Content::Copied => {
+                let from = &self.resolved.reference.location;
+                if retried(&blob.what, patience, || self.target.mount_blob(&blob.id, from)).await.map_err(failed)? {
+                    return Ok(Way::Mounted);
+                }
+                self.copy(blob).await?;
+            }
+        }
+        Ok(Way::Uploaded)
+    }
+
+    /// Sends a blob from the first of the kit's sources that gives it.
+    async fn copy(&self, blob: &Arc<Blob>) -> Result<(), PublishError> {
+        let mut last = FetchError::Lost { what: blob.what.clone() };
+        for source in self.resolved.origins.first().into_iter().flat_map(|origin| &origin.sources) {
+            let open = || self.transfer(source, blob.id).ordered();
+            match self.send(blob, open).await {
+                Ok(()) => return Ok(()),
+                Err(Failure::Written(error)) => return Err(self.failed(blob.what.clone(), error)),
+                Err(Failure::Read(error)) => last = told_from(source.as_ref(), blob, error),
+            }
+        }
+        Err(PublishError::Copy { what: blob.what.clone(), cause: Box::new(last) })
+    }
+
+    fn transfer(&self, source: &Arc<dyn Source>, blob: BlobId) -> Transfer {
+        Transfer { source: source.clone(), blob, limits: self.limits.clone(), received: watch::Sender::new(0) }
+    }
+
+    /// Sends the bytes that `open` gives. Where the target fails, it is tried again from the start.
+    async fn send(
+        &self,
+        blob: &Arc<Blob>,
+        open: impl Fn() -> BoxStream<'static, Result<Unverified, FetchError>>,
+    ) -> Result<(), Failure> {
+        let _moving = Moving::begin(blob);
+        let unread = Arc::new(Mutex::new(None));
+        let put = || {
+            blob.sent.store(0, Ordering::Relaxed);
+            self.target.put_blob(&blob.id, counted(open(), blob.clone(), unread.clone()))
+        };
+        let outcome = retried(&blob.what, NO_DEADLINE, put).await;
+        // The target can only say that the stream broke off; why, the stream has noted.
+        match unread.lock().unwrap_or_else(|held| held.into_inner()).take() {
+            Some(error) if outcome.is_err() => Err(Failure::Read(error)),
+            _ => outcome.map_err(Failure::Written),
+        }
+    }
+
+    fn failed(&self, what: String, error: FetchError) -> PublishError {
+        match error {
+            FetchError::Source { cause, .. } => PublishError::Write { what, target: self.target.name(), cause },
+            cause => PublishError::Stalled { what, cause: Box::new(cause) },
+        }
+    }
+}
+
+/// Names the source of bytes that turned out to be false.
+fn told_from(source: &dyn Source, blob: &Blob, error: FetchError) -> FetchError {
+    match error {
+        FetchError::Digest { cause, .. } => {
+            FetchError::Digest { what: blob.what.clone(), source_name: source.name(), cause }
+        }
+        other => other,
+    }
+}
+
+/// Which side failed.
+enum Failure {
+    /// What is copied can't be had.
+    Read(FetchError),
+    /// The target.
+    Written(FetchError),
+}
+
+/// Shows a blob as moving for as long as it lives.
+struct Moving<'a>(&'a Blob);
+
+impl<'a> Moving<'a> {
+    fn begin(blob: &'a Blob) -> Self {
+        blob.is_moving.store(true, Ordering::Relaxed);
+        Self(blob)
+    }
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.0.is_moving.store(false, Ordering::Relaxed);
+    }
+}
+
+fn pieces(bytes: Bytes) -> BoxStream<'static, Result<Unverified, FetchError>> {
+    let count = bytes.len().div_ceil(PIECE);
+    let piece = move |at: usize| bytes.slice(at * PIECE..bytes.len().min((at + 1) * PIECE));
+    stream::iter((0..count).map(move |at| Ok(Unverified::new(piece(at))))).boxed()
+}
+
+/// The bytes as a target takes them: counted, and hashed, so that a false source is told from a failing target. An error goes
+/// to `unread`, and the target gets one that is no reason to try again.
+fn counted(
+    bytes: BoxStream<'static, Result<Unverified, FetchError>>,
+    blob: Arc<Blob>,
+    unread: Arc<Mutex<Option<FetchError>>>,
+) -> ByteStream {
+    let broken = move |error: FetchError| {
+        *unread.lock().unwrap_or_else(|held| held.into_inner()) = Some(error);
+        SourceError::Protocol { source_name: "the source".to_owned(), what: "its bytes broke off".to_owned() }
+    };
+    let state = (bytes, StreamHasher::new(), blob, broken);
+    Box::pin(stream::try_unfold(state, |(mut bytes, mut hasher, blob, broken)| async move {
+        let piece = match bytes.next().await {
+            Some(Ok(piece)) => piece,
+            Some(Err(error)) => return Err(broken(error)),
+            None => return Ok(None),
+        };
+        hasher.update(piece.peek());
+        let sent = blob.sent.fetch_add(piece.len() as u64, Ordering::Relaxed) + piece.len() as u64;
+        // Before the last piece is handed on: a target that has them all may not ask for more.
+        if sent == blob.id.size
+            && let Err(cause) = hasher.clone().finish(&blob.id.digest)
+        {
+            let what = blob.what.clone();
+            return Err(broken(FetchError::Digest { what, source_name: String::new(), cause }));
+        }
+        Ok(Some((piece, (bytes, hasher, blob, broken))))
+    }))
+}
