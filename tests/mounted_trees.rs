@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -41,7 +42,12 @@ impl Case {
 
     /// Mounts the case and compares what is there with what was recorded.
     fn check(&self, kitfs: &Kitfs, reference: &str) {
-        let mut options: Vec<&str> = Vec::new();
+        self.check_as(kitfs, reference, &[], "");
+    }
+
+    /// The same with more options, and with what the mount must say of the trust where it serves the whole kit.
+    fn check_as(&self, kitfs: &Kitfs, reference: &str, options: &[&str], trust: &str) {
+        let mut options = options.to_vec();
         for filter in &self.filter {
             options.extend(["--filter", filter]);
         }
@@ -55,6 +61,10 @@ impl Case {
             return;
         }
         let mount = kitfs.mount(reference, &options);
+        if self.filter.is_empty() {
+            let said = mount.said.lines().find(|line| line.starts_with("trust")).expect("a line on trust");
+            assert!(said.contains(trust), "{label}: {said}, not {trust}");
+        }
         let mut found = tree_of(&mount.dir);
         let mut expected = recorded(&data().join(self.tree.as_ref().expect("a tree")));
         if self.kitfile.is_some() {
@@ -77,6 +87,56 @@ fn from_an_oci_layout() {
     for case in cases().iter().filter(|case| case.home.is_none()) {
         let layout = data().join("layouts").join(&case.kit);
         case.check(&kitfs, &format!("oci:{}:{}", layout.display(), case.tag()));
+    }
+}
+
+/// The commands' caches differ, so that each tier has to get everything by its own means.
+#[test]
+fn with_indexes_in_the_manifest_beside_the_kit_and_derived_here() {
+    let registry = Registry::start();
+    let [indexing, pinned, attested] = [(); 3].map(|()| Kitfs::new());
+    let mut referrers = HashMap::new();
+    let cases = cases();
+    // An image index is no kit: which of its kits is meant, and refused, is another test's.
+    for case in cases.iter().filter(|case| case.home.is_none() && case.kit != "image-index") {
+        let repository = format!("fixtures/{}", case.kit);
+        let plain = format!("{}/{repository}:{}", registry.host(), case.tag());
+        let indexed = format!("{}/{repository}:indexed", registry.host());
+        let referrer = referrers.entry(&case.kit).or_insert_with(|| {
+            registry.push_layout(&data().join("layouts").join(&case.kit), &repository);
+            indexing.ok(&["index", &plain, &indexed]);
+            let written = indexing.ok(&["index", &plain, "--json"]);
+            let written: serde_json::Value = serde_json::from_str(&written).expect("JSON");
+            written["referrer"].as_str().expect("the referrer's digest").to_owned()
+        });
+        case.check_as(&pinned, &indexed, &[], "pinned");
+        case.check_as(&attested, &plain, &["--index-digest", referrer], "attested");
+        // Another mount may have proved an attested layer by then; here no index is trusted, and all are known.
+        case.check_as(&indexing, &plain, &["--trust", "layer"], "derived");
+    }
+    assert!(referrers.len() > 10);
+}
+
+#[test]
+fn with_indexes_in_kits_own_storage_parents_included() {
+    let cases = cases();
+    let kitfs = Kitfs::new();
+    let home = kitfs.path("kithome");
+    let copied = std::process::Command::new("cp").arg("-r").arg(data().join("kithome")).arg(&home).status();
+    assert!(copied.expect("cp").success());
+    let kitfs = kitfs.with("KITOPS_HOME", &home);
+    let mut references: Vec<&str> =
+        cases.iter().filter(|case| case.home.is_some()).map(|case| &*case.reference).collect();
+    references.sort_unstable();
+    references.dedup();
+    for reference in &references {
+        // What refers to a parent refers to it by its tag, so the tag becomes the indexed kit's.
+        if !reference.starts_with("registry.") {
+            kitfs.ok(&["index", reference, reference, "--replace"]);
+        }
+    }
+    for case in cases.iter().filter(|case| case.home.is_some()) {
+        case.check(&kitfs, &case.reference);
     }
 }
 
