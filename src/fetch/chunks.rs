@@ -4,7 +4,7 @@
 //! the chunk is on the disk after all (another process may have written it) and else fetches it ([`super::requests`]).
 //! The bytes are answered once they are verified, and written then.
 //!
-//! Locks: a plain mutex around the slots of a file, one around the map of files, one around the files that wait to be
+//! Locks: plain mutexes around the slots and the streams of a file, one around the map of files, one around the files that wait to be
 //! committed; each held for a look or a note, none across an await, none while another is held, but for the map of
 //! verified chunks, which is looked at under the slots.
 
@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::FetchError;
+use super::ahead::Streams;
 use super::flight::Outcome;
 use crate::cache::{Cache, CachedRange, Partial};
 use crate::digest::{Mismatch, Unverified, Verified};
@@ -35,6 +36,7 @@ pub enum Piece {
 pub struct Chunked {
     partial: Partial,
     slots: Mutex<HashMap<u64, Slot>>,
+    streams: Mutex<Streams>,
 }
 
 /// A chunk that somebody is getting.
@@ -87,6 +89,12 @@ impl Chunked {
 
     fn slots(&self) -> MutexGuard<'_, HashMap<u64, Slot>> {
         self.slots.lock().unwrap_or_else(|held| held.into_inner())
+    }
+
+    /// Notes that these chunks are read; tells which others should be asked for.
+    pub fn ahead(&self, chunks: &Range<u64>) -> Range<u64> {
+        let mut streams = self.streams.lock().unwrap_or_else(|held| held.into_inner());
+        streams.read(chunks, self.list().len())
     }
 
     /// Claims a chunk unless it is here or somebody has claimed it; either way tells how it will be had. `progress` moves
@@ -218,7 +226,8 @@ impl OpenFiles {
             files.retain(|_, file| file.strong_count() > 0);
         }
         let object = list.object();
-        let file = Arc::new(Chunked { partial: cache.partial(list), slots: Mutex::default() });
+        let file =
+            Arc::new(Chunked { partial: cache.partial(list), slots: Mutex::default(), streams: Mutex::default() });
         files.insert(object, Arc::downgrade(&file));
         file
     }

@@ -8,12 +8,14 @@
 //! - [`trust`]: who vouches for which index; [`repositories`]: for which repositories.
 //! - [`mod@pass`]: a whole layer read once: hashed, inflated, cut into files.
 //! - [`fill`]: a pass that keeps the files, once the digest held.
-//! - [`chunks`]: files that are filled chunk by chunk; [`requests`]: getting the chunks that are missing.
+//! - [`chunks`]: files that are filled chunk by chunk; [`requests`]: getting the chunks that are missing;
+//!   [`ahead`]: which ones before they are asked for.
 //! - `staged`: what a fill has written so far, for `--verify=stream`.
 //! - [`transfer`]: ranges with retries, and an ordered stream of several ranges in flight.
 //!
 //! Every wait here has a deadline ([`Limits`]) and every task outlives the reader who started it.
 
+pub mod ahead;
 pub mod chunks;
 pub mod error;
 pub mod fill;

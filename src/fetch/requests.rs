@@ -49,6 +49,8 @@ pub struct Supply {
     pub transfers: Vec<Transfer>,
     /// Requests in flight for the layer.
     pub permits: Arc<Semaphore>,
+    /// Those of them that nobody waits for yet; `None` where somebody does.
+    pub ahead: Option<Arc<Semaphore>>,
 }
 
 /// Why a chunk was not had.
@@ -78,6 +80,10 @@ impl Supply {
     /// Gets neighbours, from one source after the other.
     async fn request(&self, wants: Vec<Want>) -> Vec<Arc<Chunked>> {
         // Closed never; should it be, the claims are dropped, which tells those who wait.
+        let _ahead = match &self.ahead {
+            Some(permits) => permits.acquire().await.ok(),
+            None => None,
+        };
         let Ok(_permit) = self.permits.acquire().await else { return Vec::new() };
         let mut complete = Vec::new();
         let mut missed: Vec<(Want, Option<Miss>)> = wants.into_iter().map(|want| (want, None)).collect();

@@ -63,22 +63,34 @@ impl LayerFetch {
         range: Range<u64>,
     ) -> Result<Vec<Piece>, FetchError> {
         self.check_poison()?;
-        if let Some(cached) = file.cached(&range) {
-            self.note_file(file);
+        if file.is_complete()
+            && let Some(cached) = file.cached(&range)
+        {
+            self.note_complete(file.list().object());
             return Ok(vec![Piece::File(cached)]);
         }
         let offset = self.known().and_then(|known| Some(known.head().row(row)?.offset()));
         let offset = offset.ok_or_else(|| FetchError::Lost { what: format!("the index of {}", self.what()) })?;
-        let mut waits = Vec::new();
-        let mut wants = Vec::new();
-        for chunk in file.list().chunks_of(&range) {
-            let (claim, wait) = file.claim(chunk, &self.progress);
+        let claim = |chunk| {
             let within = file.list().range(chunk).unwrap_or_default();
-            wants.extend(claim.map(|claim| Want::new(claim, offset + within.start..offset + within.end)));
+            let (claim, wait) = file.claim(chunk, &self.progress);
+            let want = claim.map(|claim| Want::new(claim, offset + within.start..offset + within.end));
+            (want, within, wait)
+        };
+        let (mut waits, mut wants) = (Vec::new(), Vec::new());
+        let chunks = file.list().chunks_of(&range);
+        for chunk in chunks.clone() {
+            let (want, within, wait) = claim(chunk);
+            wants.extend(want);
             waits.push((within, wait));
         }
+        let somebody_waits = !wants.is_empty();
+        wants.extend(file.ahead(&chunks).filter_map(|chunk| claim(chunk).0));
         if !wants.is_empty() {
-            self.get(row, wants);
+            self.get(row, wants, somebody_waits);
+        }
+        if let Some(cached) = file.cached(&range) {
+            return Ok(vec![Piece::File(cached)]);
         }
         let mut pieces = Vec::new();
         for (within, wait) in waits {
@@ -98,15 +110,8 @@ impl LayerFetch {
         Ok(pieces)
     }
 
-    /// Notes a file that is complete, whoever completed it.
-    fn note_file(self: &Arc<Self>, file: &Chunked) {
-        if file.is_complete() {
-            self.note_complete(file.list().object());
-        }
-    }
-
     /// Sets out to get chunks; whoever wants them waits at their claims.
-    fn get(self: &Arc<Self>, row: usize, mut wants: Vec<Want>) {
+    fn get(self: &Arc<Self>, row: usize, mut wants: Vec<Want>, somebody_waits: bool) {
         let this = self.clone();
         tokio::spawn(async move {
             if let Some(known) = this.known() {
@@ -116,6 +121,7 @@ impl LayerFetch {
                 context: this.context.clone(),
                 transfers: this.transfers().into_iter().map(|(_, transfer)| transfer).collect(),
                 permits: this.permits.clone(),
+                ahead: (!somebody_waits).then(|| this.ahead.clone()),
             };
             for file in supply.get(wants).await {
                 this.note_complete(file.list().object());

@@ -140,6 +140,8 @@ pub struct LayerFetch {
     small: OnceLock<Vec<u32>>,
     /// Ranged requests in flight.
     permits: Arc<Semaphore>,
+    /// Those of them that nobody waits for yet: fewer, so that who does wait is not behind all of them.
+    ahead: Arc<Semaphore>,
     /// Whether no source serves ranges, so that the layer can only be had whole.
     only_whole: AtomicBool,
     /// What is still to be read of an attested layer.
@@ -166,6 +168,7 @@ impl LayerFetch {
             opening: Mutex::default(),
             small: OnceLock::new(),
             permits: Arc::new(Semaphore::new(context.limits.concurrency.max(1))),
+            ahead: Arc::new(Semaphore::new((context.limits.concurrency / 2).max(1))),
             only_whole: AtomicBool::new(false),
             unread: Unread::default(),
             layer,
