@@ -80,6 +80,7 @@ fn cause(error: FetchError) -> &'static str {
     match error {
         FetchError::Index { cause, .. } => match *cause {
             BadIndex::Missing(_) => "missing",
+            BadIndex::Unfit(_) => "unfit",
             BadIndex::False(_) => "false",
             BadIndex::Invalid(_) => "invalid",
             BadIndex::List(_) => "list",

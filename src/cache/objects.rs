@@ -71,8 +71,8 @@ impl CachedRange {
 }
 
 impl Cache {
-    /// Opens an object of `size` bytes; `None` where it is absent or being evicted. One of another size is damaged: it is
-    /// removed, so that it is fetched again.
+    /// Opens an object of `size` bytes; `None` where it is absent or being evicted, or has another size. Then it is damaged,
+    /// and the next commit replaces it; or it is whole and `size` is wrong, as whoever made an index may state any.
     pub fn object(&self, name: &ObjectDigest, size: u64) -> Result<Option<Object>, CacheError> {
         let committed = self.spread("objects", &name.hex());
         // Twice: the commit may move the file from staging to its name between the two looks.
@@ -89,11 +89,8 @@ impl Cache {
                 if metadata.is_file() && metadata.len() == size {
                     return Ok(Some(Object { file: Arc::new(file), size }));
                 }
-                tracing::warn!(path = %path.display(), found = metadata.len(), expected = size,
-                    "cache: damaged object removed, it has the wrong size");
-                // Should the name be another file's by now, that one is fetched again too: no harm. Where it can't be
-                // removed, the next commit replaces it.
-                let _ = std::fs::remove_file(path);
+                tracing::debug!(path = %path.display(), found = metadata.len(), expected = size,
+                    "cache: an object of another size is not used");
             }
             if staged.is_none() {
                 break;

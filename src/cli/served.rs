@@ -99,6 +99,10 @@ pub(super) async fn answer(fs: Arc<Fs>, served: Arc<Served>, verify: crate::fetc
             for fetch in &fs.kit().layers {
                 layers.push(layer(fetch).await);
             }
+            // What went wrong since it was mounted counts too.
+            let indexes = fs.kit().layers.iter().filter_map(|layer| layer.unusable_index());
+            let since = indexes.filter(|warning| !served.warnings.iter().any(|known| known == warning));
+            let warnings: Vec<&str> = served.warnings.iter().map(String::as_str).chain(since).collect();
             json!({
                 "verify": verify,
                 "trust": fs.kit().tier(),
@@ -107,7 +111,7 @@ pub(super) async fn answer(fs: Arc<Fs>, served: Arc<Served>, verify: crate::fetc
                 "layers": layers,
                 "conflicts": fs.conflicts(),
                 "notes": served.notes,
-                "warnings": served.warnings,
+                "warnings": warnings,
             })
         }
         _ => json!({ "error": format!("unknown request {request}; known is {{\"cmd\":\"{STATUS}\"}}") }),

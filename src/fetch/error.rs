@@ -160,6 +160,9 @@ pub enum BadIndex {
     /// The source has no such blob.
     #[error("it is missing")]
     Missing(#[source] SourceError),
+    /// What the source answers can't be it: it has another size than is named, say.
+    #[error("the source's answer can't be it")]
+    Unfit(#[source] SourceError),
     /// The bytes are not those that are named.
     #[error("it is false")]
     False(#[source] Mismatch),

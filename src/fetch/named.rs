@@ -241,6 +241,9 @@ impl Ask<'_> {
             FetchError::Source { cause: cause @ SourceError::NotFound { .. }, .. } => {
                 self.bad(source_name, BadIndex::Missing(cause))
             }
+            FetchError::Source { cause: cause @ SourceError::Protocol { .. }, .. } => {
+                self.bad(source_name, BadIndex::Unfit(cause))
+            }
             FetchError::Source { cause, .. } => FetchError::Source { what: self.to_string(), cause },
             FetchError::Timeout { after, cause, .. } => FetchError::Timeout { what: self.to_string(), after, cause },
             other => other,

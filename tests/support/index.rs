@@ -10,8 +10,9 @@ use kitfs::archive::walker::{Caps, TarError};
 use kitfs::digest::{Digest, StreamHasher};
 use kitfs::fetch::listing::raw_entry;
 use kitfs::modelkit::Compression;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::kit::Served;
 use super::{Content, FaultServer};
 
 #[derive(Debug)]
@@ -85,6 +86,49 @@ pub fn index_of(layer: &Content, suffix: &str) -> Index {
     let (digest, diff_id) = (blob.digest(), inflated.digest());
     let facts = LayerFacts { digest, size: layer.len(), diff_id, inflated: size, format, compression };
     Index::build(facts, rows).expect("a sound layer")
+}
+
+/// An index of the same layer with other entries, which keeps all rules.
+pub fn altered(index: &Index, edit: impl FnOnce(&mut Vec<IndexEntry>)) -> Index {
+    let all = (0..index.head().len()).map(|at| index.entry(at)).collect::<Option<Vec<_>>>();
+    let mut rows = all.expect("as many entries as it says");
+    edit(&mut rows);
+    Index::build(index.head().layer().clone(), rows).expect("an index that keeps all rules")
+}
+
+/// The bytes of an index after `edit`, whether they keep the rules or not, and what names them. The head is as long as it
+/// was.
+pub fn forged(index: &Index, edit: impl FnOnce(&mut Vec<u8>)) -> (Vec<u8>, Pin) {
+    let mut bytes = index.as_bytes().to_vec();
+    edit(&mut bytes);
+    let head = &bytes[..index.head().as_bytes().len()];
+    let (head_digest, head_size) = (Digest::of(head), head.len() as u64);
+    let pin = Pin { digest: Digest::of(&bytes), size: bytes.len() as u64, head_digest, head_size };
+    (bytes, pin)
+}
+
+/// Where the content of a file begins in the layer that an index is of.
+pub fn offset_of(index: &Index, path: &str) -> u64 {
+    let row = index.head().find(path.as_bytes()).and_then(|at| index.head().row(at));
+    row.expect("the file").offset()
+}
+
+/// The kit of a tag again, with another pin of one layer's index: nothing but these annotations name it. The tag moves.
+pub fn repin(server: &FaultServer, kit: &Served, tag: &str, layer: usize, annotations: &[(&str, String)]) -> Served {
+    let manifest = server.bytes_of(&kit.digest).expect("the manifest");
+    let mut manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
+    let all: serde_json::Map<_, _> =
+        annotations.iter().map(|(key, value)| ((*key).to_owned(), value.as_str().into())).collect();
+    manifest["layers"][layer]["annotations"] = all.into();
+    let digest = server.add_manifest(tag, manifest.to_string());
+    let reference = server.reference(tag);
+    Served { digest, layers: kit.layers.clone(), reference, indexes: kit.indexes.clone(), referrer: None }
+}
+
+/// The same with an index that is put on the server.
+pub fn pin_index(server: &FaultServer, kit: &Served, tag: &str, layer: usize, index: &Index) -> Served {
+    server.add_blob(index.as_bytes());
+    repin(server, kit, tag, layer, &index.pin().annotations())
 }
 
 /// Puts a referrer of `subject` on a server, as `kitfs index REF` makes it; its digest.

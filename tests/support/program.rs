@@ -1,10 +1,11 @@
 //! Runs the built `kitfs` with a cache, a state directory and a home of its own, and mounts through the kernel.
 
 use std::ffi::OsStr;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use kitfs::archive::chunk::Chunker;
 use serde_json::Value;
 use sha2::Digest as _;
 
@@ -119,6 +120,28 @@ impl Kitfs {
         }
         files
     }
+
+    /// Each object in the cache is what its name says, and no file of the cache holds `bytes`.
+    pub fn assert_cache_is_true(&self, bytes: &[u8]) {
+        for path in self.cached_files("objects") {
+            let mut chunker = Chunker::new();
+            chunker.update(&std::fs::read(&path).expect("reads an object"));
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            assert_eq!(chunker.finish().object.hex(), name, "an object that is not what its name says");
+        }
+        for path in [self.cached_files("objects"), self.cached_files("partial")].concat() {
+            let content = std::fs::read(&path).unwrap_or_default();
+            let holds = !bytes.is_empty() && content.windows(bytes.len()).any(|part| part == bytes);
+            assert!(!holds, "{} holds bytes that are not right", path.display());
+        }
+    }
+
+    /// What `status` tells of the mount on a directory.
+    pub fn status(&self, mount: &Mount<'_>) -> Value {
+        let status = self.ok(&["status", mount.dir.to_str().expect("UTF-8"), "--json"]);
+        let status: Value = serde_json::from_str(&status).expect("JSON");
+        status["mounts"][0].clone()
+    }
 }
 
 impl Drop for Kitfs {
@@ -143,6 +166,19 @@ impl Mount<'_> {
     /// A path in the mount.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// How far a file is proved.
+    pub fn trust_of(&self, name: &str) -> String {
+        let mut value = [0; 64];
+        let len = rustix::fs::getxattr(self.path(name), "user.kitfs.trust", &mut value).expect("getxattr");
+        String::from_utf8_lossy(&value[..len]).into_owned()
+    }
+
+    /// Opens a file past the kernel's cache: each read of it is one of ours, and none comes ahead.
+    pub fn open_direct(&self, name: &str) -> std::fs::File {
+        let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+        std::fs::OpenOptions::new().read(true).custom_flags(direct).open(self.path(name)).expect("opens")
     }
 
     /// The process that serves it.

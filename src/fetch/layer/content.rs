@@ -40,11 +40,16 @@ impl LayerFetch {
     pub async fn content(self: &Arc<Self>, row: usize, end: u64) -> Result<RowContent, FetchError> {
         self.check_poison()?;
         if let Some(known) = self.look_for_index().await? {
-            if let Some(content) = self.open(&known, row).await? {
-                return Ok(RowContent::Verified(content));
+            match self.open(&known, row).await {
+                Ok(Some(content)) => return Ok(RowContent::Verified(content)),
+                // Its content comes whole, and that of an earlier fill was evicted or damaged.
+                Ok(None) => self.fill.forget(),
+                // The index that was named has no right list of the file's chunks any more; the layer may be there still.
+                Err(error) if matches!(error.root(), FetchError::Index { .. }) => {
+                    self.note_unusable(crate::report::chain(&error));
+                }
+                Err(error) => return Err(error),
             }
-            // Its content comes whole, and that of an earlier fill was evicted or damaged.
-            self.fill.forget();
         } else if let Some(path) = self.streamed(row, end).await? {
             return Ok(RowContent::Staged(path));
         }
@@ -171,11 +176,12 @@ impl LayerFetch {
     /// A want for a neighbour, if it is missing and nobody is getting it.
     fn neighbour(&self, head: &Head, row: u32, place: &Range<u64>) -> Option<Want> {
         let Some(Chunks::Here(list)) = head.row(row as usize)?.chunks() else { return None };
-        let (object, size) = (list.object(), list.size());
-        if self.context.cache.has_object(&object, size) {
+        // First the file, then the look for the object: a file that is committed in between is either still this one or
+        // seen there.
+        let file = self.context.files.get_or_open(&self.context.cache, list.to_owned());
+        if self.context.cache.has_object(&list.object(), list.size()) {
             return None;
         }
-        let file = self.context.files.get_or_open(&self.context.cache, list.to_owned());
         let (claim, _) = file.claim(0, &self.progress);
         Some(Want::new(claim?, place.clone()))
     }
@@ -236,11 +242,14 @@ impl LayerFetch {
         }
     }
 
-    async fn open_chunked(&self, known: &Known, row: usize) -> Result<Content, FetchError> {
+    async fn open_chunked(self: &Arc<Self>, known: &Known, row: usize) -> Result<Content, FetchError> {
         let lost = || FetchError::Lost { what: format!("a file of {}", self.what()) };
         let found = known.head().row(row).ok_or_else(lost)?;
         let (object, size) = (found.object().ok_or_else(lost)?, found.size());
-        if let Some(file) = self.context.files.get(&object) {
+        // The object digest covers the size: where they differ, the row's list can't be right, and will be refused.
+        if let Some(file) = self.context.files.get(&object)
+            && file.list().size() == size
+        {
             return Ok(Content::Chunked(file));
         }
         let list = match known {
@@ -264,7 +273,12 @@ impl LayerFetch {
                 },
             },
         };
-        Ok(Content::Chunked(self.context.files.get_or_open(&self.context.cache, list)))
+        let file = self.context.files.get_or_open(&self.context.cache, list);
+        // It may have been completed and committed since the last look.
+        Ok(match self.object(known.head(), row).await? {
+            Some(object) => Content::Object(object),
+            None => Content::Chunked(file),
+        })
     }
 
     /// Remembers that a layer can only be had whole.

@@ -293,8 +293,10 @@ impl LayerFetch {
     fn note_unusable(&self, why: String) {
         let Some(Named { pin, tier }) = self.named else { return };
         let index = pin.digest;
-        tracing::warn!(layer = %self.layer.digest, %index, %tier, %why, "the index that is named for a layer is not used");
-        let _ = self.unusable.set(format!("layer {}: its {tier} index {index} is not used: {why}", self.layer.digest));
+        let told = format!("layer {}: its {tier} index {index} is not used: {why}", self.layer.digest);
+        if self.unusable.set(told).is_ok() {
+            tracing::warn!(layer = %self.layer.digest, %index, %tier, %why, "the index that is named for a layer is not used");
+        }
     }
 
     fn adopt(&self, index: &Arc<Index>) {
