@@ -31,6 +31,9 @@ pub struct Partial {
     path: PathBuf,
     list: ChunkList<Bytes>,
     file: OnceLock<Arc<File>>,
+    /// One thread opens it at a time: else one would take another's new file for what is in the way. A mutex, as it is
+    /// held for a few calls to the system.
+    opening: Mutex<()>,
     /// Which chunks this process has verified in this file. A mutex, as it is held for a look or a note.
     chunks: Mutex<Chunks>,
 }
@@ -122,6 +125,10 @@ impl Partial {
         if let Some(file) = self.file.get() {
             return Ok(Some(file));
         }
+        let _opening = self.opening.lock().unwrap_or_else(|held| held.into_inner());
+        if let Some(file) = self.file.get() {
+            return Ok(Some(file));
+        }
         let path = &self.path;
         if create && let Some(parent) = path.parent() {
             make_dir(parent)?;
@@ -131,10 +138,9 @@ impl Partial {
         options.read(true).write(true).create(create).mode(0o600).custom_flags(flags);
         let file = match options.open(path) {
             Ok(file) => file,
-            // What a process left that was killed while it gave the file its name.
-            Err(error) if create && error.kind() == io::ErrorKind::PermissionDenied => {
-                let anew = fs::remove_file(path).and_then(|()| options.open(path));
-                anew.map_err(io_error("open", path))?
+            Err(error) if create && is_in_the_way(&error) => {
+                let removed = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
+                removed.and_then(|()| options.open(path)).map_err(io_error("open", path))?
             }
             Err(error) if !create && error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io_error("open", path)(error)),
@@ -145,7 +151,6 @@ impl Partial {
             // New, or damaged: nothing counts before it was hashed.
             file.set_len(self.list.size()).map_err(io_error("resize", path))?;
         }
-        // Two threads may open it at once: the path may have become another file in between, so the first one counts.
         Ok(Some(self.file.get_or_init(|| Arc::new(file))))
     }
 }
@@ -156,7 +161,7 @@ impl Cache {
         let count = usize::try_from(list.len()).unwrap_or(usize::MAX);
         let chunks = Mutex::new(Chunks { verified: vec![false; count], left: count });
         let path = self.spread("partial", &list.object().hex());
-        Partial { path, list, file: OnceLock::new(), chunks }
+        Partial { path, list, file: OnceLock::new(), opening: Mutex::new(()), chunks }
     }
 
     /// The chunk digests that were kept beside a partial file.
@@ -214,6 +219,13 @@ impl Cache {
         let _ = fs::remove_file(self.list_path(&object));
         Ok(())
     }
+}
+
+/// Whether what lies at a path is no file that can be filled: read-only, as a process leaves it that was killed while it
+/// gave the file its name; or a link or a directory, as nothing of ours leaves it.
+fn is_in_the_way(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory)
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 /// Gives an open file a name, whatever names it had.

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::{FetchError, Limits};
 use crate::digest::Unverified;
-use crate::source::{BlobId, Source, SourceError};
+use crate::source::{BlobId, ByteStream, Source, SourceError};
 
 /// So many bytes count as progress (design section 5: at least 64 KiB in 10 s).
 const PROGRESS: u64 = 64 << 10;
@@ -86,13 +86,22 @@ impl Transfer {
         if range.is_empty() {
             return Ok(());
         }
-        let mut stream = self.source.blob(&self.blob, range).await?;
+        let mut stream = self.open(range).await?;
         while let Some(piece) = stream.try_next().await? {
             *received += piece.len() as u64;
             self.received.send_modify(|all| *all += piece.len() as u64);
             take(piece);
         }
         Ok(())
+    }
+
+    /// Asks for a range, for no longer than readers wait: what goes on behind their backs would hold those who ask anew.
+    async fn open(&self, range: Range<u64>) -> Result<ByteStream, SourceError> {
+        let patience = self.limits.read_timeout;
+        tokio::time::timeout(patience, self.source.blob(&self.blob, range)).await.unwrap_or_else(|_| {
+            let what = format!("no answer for {}", crate::units::format_duration(patience));
+            Err(SourceError::Transport { source_name: self.source.name(), what, cause: None })
+        })
     }
 
     /// The whole blob in order, over several ranges in flight. A server that ignores ranges is read in one go.
@@ -141,7 +150,7 @@ impl Transfer {
     fn sequential(self, len: u64) -> BoxStream<'static, Result<Unverified, FetchError>> {
         struct State {
             transfer: Transfer,
-            open: Option<crate::source::ByteStream>,
+            open: Option<ByteStream>,
             delivered: u64,
             skip: u64,
             counted: u64,
@@ -160,7 +169,7 @@ impl Transfer {
                     Some(open) => open.try_next().await,
                     None => {
                         state.skip = state.delivered;
-                        match state.transfer.source.blob(&state.transfer.blob, 0..size).await {
+                        match state.transfer.open(0..size).await {
                             Ok(open) => {
                                 state.open = Some(open);
                                 continue;
