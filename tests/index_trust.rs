@@ -453,5 +453,5 @@ fn a_false_byte_between_the_files_of_an_attested_layer_is_found_out() {
         assert!(fs::read(mount.path(name)).expect("its chunks are right") == bytes, "{name}");
     }
     assert_refused(&kitfs, &mount);
-    assert!(refused(&kitfs, &mount).is_some_and(|why| why.contains("attested index")), "{}", kitfs.logs());
+    assert!(refused(&kitfs, &mount).is_some_and(|why| why.contains("digest mismatch")), "{}", kitfs.logs());
 }

@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::{Cache, CacheError, io_error, open_existing};
+use crate::digest::Unverified;
 use crate::object::ObjectDigest;
 
 /// An open file whose whole content has been verified. It exists only for what lies under `objects/` or was sealed by
@@ -68,6 +70,14 @@ impl CachedRange {
     pub fn is_empty(&self) -> bool {
         self.range.is_empty()
     }
+
+    /// At most `len` of the bytes, from the one at `start` on, to be hashed again.
+    pub fn block(&self, start: u64, len: u64) -> Result<Unverified, CacheError> {
+        let mut block = vec![0; self.len().saturating_sub(start).min(len) as usize];
+        let read = self.file.read_exact_at(&mut block, self.range.start + start);
+        read.map_err(io_error("read", Path::new("a file that is open")))?;
+        Ok(Unverified::new(block))
+    }
 }
 
 impl Cache {
@@ -101,8 +111,8 @@ impl Cache {
 
     /// Whether an object of `size` bytes is here, without opening it: what [`Cache::object`] would give, but for locks.
     pub fn has_object(&self, name: &ObjectDigest, size: u64) -> bool {
-        self.staged.lock().unwrap_or_else(|held| held.into_inner()).contains_key(name)
-            || is_file_of(&self.spread("objects", &name.hex()), size)
+        let staged = self.staged.lock().unwrap_or_else(|held| held.into_inner()).get(name).cloned();
+        staged.is_some_and(|path| is_file_of(&path, size)) || is_file_of(&self.spread("objects", &name.hex()), size)
     }
 }
 

@@ -13,7 +13,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, flock};
 
 use super::map::contents;
 use super::objects::{CachedRange, is_file_of};
-use super::{Cache, CacheError, io_error, make_dir};
+use super::{Cache, CacheError, io_error, make_dir, open_existing};
 use crate::digest::Unverified;
 use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
 
@@ -29,6 +29,8 @@ use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
 #[derive(Debug)]
 pub struct Partial {
     path: PathBuf,
+    /// Where it lies once it is complete.
+    object: PathBuf,
     list: ChunkList<Bytes>,
     file: OnceLock<Arc<File>>,
     /// One thread opens it at a time: else one would take another's new file for what is in the way. A mutex, as it is
@@ -129,30 +131,70 @@ impl Partial {
         if let Some(file) = self.file.get() {
             return Ok(Some(file));
         }
-        let path = &self.path;
+        let opened = self.open(create)?;
+        Ok(opened.map(|file| self.file.get_or_init(|| Arc::new(file))))
+    }
+
+    fn open(&self, create: bool) -> Result<Option<File>, CacheError> {
+        let (path, size) = (&self.path, self.list.size());
         if create && let Some(parent) = path.parent() {
             make_dir(parent)?;
         }
-        let flags = OFlags::NOFOLLOW.bits().cast_signed();
         let mut options = fs::OpenOptions::new();
-        options.read(true).write(true).create(create).mode(0o600).custom_flags(flags);
-        let file = match options.open(path) {
-            Ok(file) => file,
-            Err(error) if create && is_in_the_way(&error) => {
-                let removed = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
-                removed.and_then(|()| options.open(path)).map_err(io_error("open", path))?
+        options.read(true).write(true).create(create).mode(0o600);
+        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        for _ in 0..OPENED_ANEW {
+            let file = match options.open(path) {
+                Ok(file) => file,
+                // Another process may have made it an object since this one looked.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return locked(&self.object, size),
+                Err(error) if create && is_in_the_way(&error) => {
+                    if let Some(object) = locked(&self.object, size)? {
+                        return Ok(Some(object));
+                    }
+                    let removed = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
+                    removed.map_err(io_error("remove", path))?;
+                    continue;
+                }
+                // Not ours to write any more, or a disk that is read-only: what is in it still counts.
+                Err(_) if !create => return locked(path, size),
+                Err(error) => return Err(io_error("open", path)(error)),
+            };
+            // Shared by all who fill it; who evicts it would want it alone.
+            flock(&file, FlockOperation::NonBlockingLockShared)
+                .map_err(|error| io_error("lock", path)(error.into()))?;
+            let held = file.metadata().map_err(io_error("stat", path))?;
+            if !fs::symlink_metadata(path).is_ok_and(|named| named.ino() == held.ino() && named.dev() == held.dev()) {
+                // Evicted or committed between open and lock.
+                continue;
             }
-            Err(error) if !create && error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io_error("open", path)(error)),
-        };
-        // Shared by all who fill it; who evicts it would want it alone.
-        flock(&file, FlockOperation::NonBlockingLockShared).map_err(|error| io_error("lock", path)(error.into()))?;
-        if file.metadata().map_err(io_error("stat", path))?.len() != self.list.size() {
-            // New, or damaged: nothing counts before it was hashed.
-            file.set_len(self.list.size()).map_err(io_error("resize", path))?;
+            if held.len() != size {
+                // New, or damaged: nothing counts before it was hashed.
+                file.set_len(size).map_err(io_error("resize", path))?;
+            }
+            return Ok(Some(file));
         }
-        Ok(Some(self.file.get_or_init(|| Arc::new(file))))
+        let busy = io::Error::new(io::ErrorKind::ResourceBusy, "other processes replace it again and again");
+        Err(io_error("open", path)(busy))
     }
+
+    /// Nothing counts any more, as what was written may not have reached the disk.
+    fn forget(&self) {
+        let mut chunks = self.chunks();
+        chunks.verified.fill(false);
+        chunks.left = chunks.verified.len();
+    }
+}
+
+/// How often a file is opened that others move away meanwhile.
+const OPENED_ANEW: usize = 8;
+
+/// Opens a file of this size for reading, with a shared lock; `None` where there is none, or somebody is about to remove it.
+fn locked(path: &Path, size: u64) -> Result<Option<File>, CacheError> {
+    let Ok(Some(file)) = open_existing(path) else { return Ok(None) };
+    let found = file.metadata().map_err(io_error("stat", path))?;
+    let free = flock(&file, FlockOperation::NonBlockingLockShared).is_ok();
+    Ok(Some(file).filter(|_| free && found.is_file() && found.len() == size))
 }
 
 impl Cache {
@@ -161,7 +203,8 @@ impl Cache {
         let count = usize::try_from(list.len()).unwrap_or(usize::MAX);
         let chunks = Mutex::new(Chunks { verified: vec![false; count], left: count });
         let path = self.spread("partial", &list.object().hex());
-        Partial { path, list, file: OnceLock::new(), opening: Mutex::new(()), chunks }
+        let object = self.spread("objects", &list.object().hex());
+        Partial { path, object, list, file: OnceLock::new(), opening: Mutex::new(()), chunks }
     }
 
     /// The chunk digests that were kept beside a partial file.
@@ -186,50 +229,69 @@ impl Cache {
         found.map_or(0, |found| found.len().min(found.blocks() * 512))
     }
 
-    /// Makes complete files objects: one sync of the file system, then their names.
-    pub fn commit(&self, complete: &[&Partial]) -> Result<(), CacheError> {
-        let root = File::open(&self.root).map_err(io_error("open", &self.root))?;
-        rustix::fs::syncfs(&root).map_err(|error| io_error("sync", &self.root)(error.into()))?;
-        complete.iter().filter(|partial| partial.is_complete()).try_for_each(|partial| self.name(partial))
+    /// Makes complete files objects: one sync of the file system, then their names. What fails is told for each file; it
+    /// is served as before where only its name failed, and forgotten where the disk lost its bytes.
+    pub fn commit(&self, complete: &[&Partial]) -> Vec<CacheError> {
+        let root = File::open(&self.root).map_err(io_error("open", &self.root));
+        let synced =
+            root.and_then(|root| rustix::fs::syncfs(&root).map_err(|error| io_error("sync", &self.root)(error.into())));
+        let complete = complete.iter().filter(|partial| partial.is_complete());
+        // Of a sync that failed, the sync of each file knows which one it was.
+        let named = complete.filter_map(|partial| self.name(partial).err());
+        synced.err().into_iter().chain(named).collect()
     }
 
     fn name(&self, partial: &Partial) -> Result<(), CacheError> {
         let Some(file) = partial.file.get() else { return Ok(()) };
-        let object = partial.list.object();
-        let target = self.spread("objects", &object.hex());
+        // Costs nothing after the sync of the file system, and tells what became of every write since the file was opened:
+        // where one was lost, the pages are gone, and what is read back need not be what was verified.
+        if let Err(error) = file.sync_data() {
+            partial.forget();
+            return Err(io_error("sync", &partial.path)(error));
+        }
+        let target = &partial.object;
         if let Some(parent) = target.parent() {
             make_dir(parent)?;
         }
-        let failed = |cause| io_error("name", &target)(cause);
-        file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(failed)?;
-        match link(file, &target) {
+        match link(file, target) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if !is_file_of(&target, partial.list.size()) {
+                if !is_file_of(target, partial.list.size()) {
                     let spare = partial.path.with_extension(format!("{}.new", std::process::id()));
-                    link(file, &spare).and_then(|()| fs::rename(&spare, &target)).map_err(failed)?;
+                    // A killed process of the same number may have left one.
+                    let _ = fs::remove_file(&spare);
+                    link(file, &spare)
+                        .and_then(|()| fs::rename(&spare, target))
+                        .map_err(io_error("replace", target))?;
                 }
             }
             // Somebody removed it: it can get no name any more, and is fetched again when it is wanted.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(io_error("name", target)(error)),
         }
-        // The path may be a newer file's by now: that one would only be fetched again. What stays is garbage, not harm.
-        let _ = fs::remove_file(&partial.path);
-        let _ = fs::remove_file(self.list_path(&object));
+        // After the link, so that a file that can't be written any more has its name.
+        file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(io_error("protect", target))?;
+        self.remove_partial(&partial.list.object());
         Ok(())
+    }
+
+    /// Removes the partial file of what is an object by now. The path may be a newer file's: that one would only be
+    /// fetched again. What stays is garbage, not harm.
+    pub(super) fn remove_partial(&self, object: &ObjectDigest) {
+        let _ = fs::remove_file(self.spread("partial", &object.hex()));
+        let _ = fs::remove_file(self.list_path(object));
     }
 }
 
-/// Whether what lies at a path is no file that can be filled: read-only, as a process leaves it that was killed while it
-/// gave the file its name; or a link or a directory, as nothing of ours leaves it.
+/// Whether what lies at a path is no file that can be filled: read-only, as one is that has its name as an object and was
+/// not removed here by a process that was killed; or a link or a directory, as nothing of ours leaves it.
 fn is_in_the_way(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory)
         || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 /// Gives an open file a name, whatever names it had.
-fn link(file: &File, target: &std::path::Path) -> io::Result<()> {
+fn link(file: &File, target: &Path) -> io::Result<()> {
     let open = format!("/proc/self/fd/{}", file.as_raw_fd());
     let here = rustix::fs::CWD;
     Ok(rustix::fs::linkat(here, open, here, target, AtFlags::SYMLINK_FOLLOW)?)

@@ -221,6 +221,7 @@ impl Sealed {
                 }
                 Err(error) => return Err(io_error("rename", path)(error.into())),
             }
+            cache.remove_partial(name);
         }
         Ok(())
     }

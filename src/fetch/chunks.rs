@@ -9,10 +9,12 @@
 //! verified chunks, which is looked at under the slots.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use bytes::Bytes;
+use lru::LruCache;
 use tokio::sync::watch;
 
 use super::FetchError;
@@ -37,7 +39,18 @@ pub struct Chunked {
     partial: Partial,
     slots: Mutex<HashMap<u64, Slot>>,
     streams: Mutex<Streams>,
+    unwritten: Arc<Unwritten>,
 }
+
+/// Verified chunks that the cache could not take, those used last: what a full disk would have fetched again for each
+/// of the small reads that make up a chunk.
+type Unwritten = Mutex<LruCache<(ObjectDigest, u64), Verified>>;
+
+/// So many chunks are kept in memory for want of a disk: 32 MiB.
+const UNWRITTEN: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
+/// So many complete files may wait to be made durable, each with its descriptor, before more are fetched that nobody
+/// asked for: a quarter of 4,096, the smallest hard limit that is usual.
+const WAITING: usize = 1024;
 
 /// A chunk that somebody is getting.
 #[derive(Debug, Clone)]
@@ -52,6 +65,8 @@ struct Slot {
 pub enum Wait {
     /// It is verified in the file.
     Here,
+    /// It is verified, and the cache could not take it.
+    Memory(Verified),
     /// Somebody is getting it.
     Coming(Coming),
 }
@@ -112,6 +127,9 @@ impl Chunked {
         if self.partial.has(chunk) {
             return (None, Wait::Here);
         }
+        if let Some(bytes) = unwritten(&self.unwritten).get(&(self.list().object(), chunk)) {
+            return (None, Wait::Memory(bytes.clone()));
+        }
         let (sender, outcome) = watch::channel(None);
         let slot = Slot { outcome, progress: progress.subscribe() };
         slots.insert(chunk, slot.clone());
@@ -120,6 +138,11 @@ impl Chunked {
 }
 
 impl Coming {
+    /// Whether who gets it tells of its progress here: then it comes from the same sources.
+    pub fn is_told_by(&self, progress: &watch::Sender<u64>) -> bool {
+        self.slot.progress.same_channel(&progress.subscribe())
+    }
+
     /// Waits for the chunk as long as there is progress.
     pub async fn bytes(self, limits: &super::Limits) -> Result<Verified, FetchError> {
         let Self { mut slot, what } = self;
@@ -173,6 +196,8 @@ impl Claim {
             Ok(completes) => Ok(completes),
             Err(error) => {
                 tracing::warn!(%error, "the cache did not keep a verified chunk; it will be fetched again");
+                let key = (chunk.object(), chunk.number());
+                unwritten(&self.file.unwritten).put(key, chunk.bytes().clone());
                 Ok(false)
             }
         }
@@ -195,11 +220,23 @@ impl Drop for Claim {
     }
 }
 
+fn unwritten(chunks: &Unwritten) -> MutexGuard<'_, LruCache<(ObjectDigest, u64), Verified>> {
+    chunks.lock().unwrap_or_else(|held| held.into_inner())
+}
+
 /// The files that this process is filling, and those that wait to be made durable.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct OpenFiles {
     files: Mutex<HashMap<ObjectDigest, Weak<Chunked>>>,
     complete: Mutex<Complete>,
+    unwritten: Arc<Unwritten>,
+}
+
+impl Default for OpenFiles {
+    fn default() -> Self {
+        let unwritten = Arc::new(Mutex::new(LruCache::new(UNWRITTEN)));
+        Self { files: Mutex::default(), complete: Mutex::default(), unwritten }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -226,8 +263,8 @@ impl OpenFiles {
             files.retain(|_, file| file.strong_count() > 0);
         }
         let object = list.object();
-        let file =
-            Arc::new(Chunked { partial: cache.partial(list), slots: Mutex::default(), streams: Mutex::default() });
+        let (slots, streams, unwritten) = (Mutex::default(), Mutex::default(), self.unwritten.clone());
+        let file = Arc::new(Chunked { partial: cache.partial(list), slots, streams, unwritten });
         files.insert(object, Arc::downgrade(&file));
         file
     }
@@ -240,6 +277,11 @@ impl OpenFiles {
         self.complete.lock().unwrap_or_else(|held| held.into_inner())
     }
 
+    /// Whether more may be fetched that nobody asked for.
+    pub fn has_room(&self) -> bool {
+        self.complete().waiting.len() < WAITING
+    }
+
     /// Makes a complete file durable, behind the readers' backs, together with others that become complete meanwhile.
     pub fn commit(self: &Arc<Self>, cache: &Arc<Cache>, file: Arc<Chunked>) {
         let mut complete = self.complete();
@@ -248,23 +290,35 @@ impl OpenFiles {
             return;
         }
         drop(complete);
-        let (this, cache) = (self.clone(), cache.clone());
+        let (committing, cache) = (Committing(self.clone()), cache.clone());
         tokio::task::spawn_blocking(move || {
-            loop {
-                let group = {
-                    let mut complete = this.complete();
-                    if complete.waiting.is_empty() {
-                        complete.committing = false;
-                        return;
-                    }
-                    std::mem::take(&mut complete.waiting)
-                };
+            while let Some(group) = committing.next_group() {
                 let partials: Vec<&Partial> = group.iter().map(|file| &file.partial).collect();
-                if let Err(error) = cache.commit(&partials) {
-                    tracing::error!(%error, "the cache did not keep verified files under their names");
+                for error in cache.commit(&partials) {
+                    tracing::error!(%error, "the cache did not keep a verified file under its name");
                 }
             }
         });
+    }
+}
+
+/// Who commits. Whatever ends it, the next complete file finds another.
+struct Committing(Arc<OpenFiles>);
+
+impl Committing {
+    /// Those that have become complete meanwhile.
+    fn next_group(&self) -> Option<Vec<Arc<Chunked>>> {
+        let mut complete = self.0.complete();
+        complete.committing = !complete.waiting.is_empty();
+        complete.committing.then(|| std::mem::take(&mut complete.waiting))
+    }
+}
+
+impl Drop for Committing {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.complete().committing = false;
+        }
     }
 }
 
@@ -290,7 +344,7 @@ mod tests {
     async fn bytes(wait: Wait) -> Result<Verified, FetchError> {
         match wait {
             Wait::Coming(coming) => coming.bytes(&Limits::default()).await,
-            Wait::Here => panic!("it is not here yet"),
+            Wait::Here | Wait::Memory(_) => panic!("it is not here yet"),
         }
     }
 

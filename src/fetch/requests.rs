@@ -175,13 +175,16 @@ async fn attempt(transfer: &Transfer, wants: Vec<Want>, complete: &mut Vec<Arc<C
     let Assembly { mut verifying, open, waiting, .. } = assembly;
     let mut missed = Vec::new();
     while let Some(verified) = verifying.join_next().await {
-        match verified {
-            Ok(Ok(completed)) => complete.extend(completed),
-            Ok(Err((want, mismatch))) => {
-                missed.push((want, Some(Miss::False(mismatch, transfer.source.name()))));
+        let all = verified.unwrap_or_else(|panic| {
+            // The claims went with it, which told those who wait.
+            tracing::error!(%panic, "chunks were lost");
+            Vec::new()
+        });
+        for checked in all {
+            match checked {
+                Ok(completed) => complete.extend(completed),
+                Err((want, mismatch)) => missed.push((want, Some(Miss::False(mismatch, transfer.source.name())))),
             }
-            // Its claim went with it, which told those who wait.
-            Err(panic) => tracing::error!(%panic, "a chunk was lost"),
         }
     }
     let error = transferred.err().map(Arc::new);
@@ -202,7 +205,7 @@ struct Assembly {
     open: Option<(Want, Vec<u8>)>,
     /// Those that come later.
     waiting: std::vec::IntoIter<Want>,
-    verifying: JoinSet<Checked>,
+    verifying: JoinSet<Vec<Checked>>,
 }
 
 impl Assembly {
@@ -214,13 +217,15 @@ impl Assembly {
         let bytes = piece.peek();
         let range = self.position..self.position + bytes.len() as u64;
         self.position = range.end;
+        // Many small files may end in one piece; they go to one thread.
+        let mut whole = Vec::new();
         loop {
             let Some((want, mut buffer)) = self.open.take().or_else(|| {
                 let want = self.waiting.next()?;
                 let buffer = Vec::with_capacity((want.at.end - want.at.start) as usize);
                 Some((want, buffer))
             }) else {
-                return;
+                break;
             };
             let from = range.start.max(want.at.start + buffer.len() as u64).min(range.end);
             let to = range.end.min(want.at.end);
@@ -229,9 +234,12 @@ impl Assembly {
             }
             if want.at.end > range.end {
                 self.open = Some((want, buffer));
-                return;
+                break;
             }
-            self.verifying.spawn_blocking(move || verify(want, buffer));
+            whole.push((want, buffer));
+        }
+        if !whole.is_empty() {
+            self.verifying.spawn_blocking(move || whole.into_iter().map(|(want, bytes)| verify(want, bytes)).collect());
         }
     }
 }

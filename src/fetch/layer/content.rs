@@ -67,9 +67,27 @@ impl LayerFetch {
         file: &Arc<Chunked>,
         range: Range<u64>,
     ) -> Result<Vec<Piece>, FetchError> {
+        let pieces = match self.try_read(row, file, &range).await {
+            // The source of another layer that holds the same content has failed; it is this one's turn.
+            Err(Failed::Elsewhere(_)) => self.try_read(row, file, &range).await,
+            outcome => outcome,
+        };
+        // It may have been found false meanwhile.
+        self.check_poison()?;
+        pieces.map_err(|failed| match failed {
+            Failed::Here(error) | Failed::Elsewhere(error) => error,
+        })
+    }
+
+    async fn try_read(
+        self: &Arc<Self>,
+        row: usize,
+        file: &Arc<Chunked>,
+        range: &Range<u64>,
+    ) -> Result<Vec<Piece>, Failed> {
         self.check_poison()?;
         if file.is_complete()
-            && let Some(cached) = file.cached(&range)
+            && let Some(cached) = file.cached(range)
         {
             self.note_complete(file.list().object());
             return Ok(vec![Piece::File(cached)]);
@@ -83,7 +101,7 @@ impl LayerFetch {
             (want, within, wait)
         };
         let (mut waits, mut wants) = (Vec::new(), Vec::new());
-        let chunks = file.list().chunks_of(&range);
+        let chunks = file.list().chunks_of(range);
         for chunk in chunks.clone() {
             let (want, within, wait) = claim(chunk);
             wants.extend(want);
@@ -94,23 +112,32 @@ impl LayerFetch {
         if !wants.is_empty() {
             self.get(row, wants, somebody_waits);
         }
-        if let Some(cached) = file.cached(&range) {
+        if let Some(cached) = file.cached(range) {
             return Ok(vec![Piece::File(cached)]);
         }
         let mut pieces = Vec::new();
         for (within, wait) in waits {
             let wanted = range.start.max(within.start)..range.end.min(within.end);
-            pieces.push(match wait {
-                Wait::Coming(coming) => {
-                    let bytes = coming.bytes(&self.context.limits).await.inspect_err(|error| self.note_error(error))?;
-                    let (start, end) = (wanted.start - within.start, wanted.end - within.start);
-                    Piece::Memory(bytes.slice(start as usize..end as usize))
-                }
+            let bytes = match wait {
                 Wait::Here => {
                     let lost = || FetchError::Lost { what: format!("a chunk of object {}", file.list().object()) };
-                    Piece::File(file.cached(&wanted).ok_or_else(lost)?)
+                    pieces.push(Piece::File(file.cached(&wanted).ok_or_else(lost)?));
+                    continue;
                 }
-            });
+                Wait::Memory(bytes) => bytes,
+                Wait::Coming(coming) => {
+                    let is_ours = coming.is_told_by(&self.progress);
+                    coming.bytes(&self.context.limits).await.map_err(|error| {
+                        if !is_ours {
+                            return Failed::Elsewhere(error);
+                        }
+                        self.note_whole(&error);
+                        Failed::Here(error)
+                    })?
+                }
+            };
+            let (start, end) = (wanted.start - within.start, wanted.end - within.start);
+            pieces.push(Piece::Memory(bytes.slice(start as usize..end as usize)));
         }
         Ok(pieces)
     }
@@ -138,7 +165,7 @@ impl LayerFetch {
     /// are missing too, up to the first that is not.
     async fn with_neighbours(self: &Arc<Self>, known: Known, row: usize, wants: Vec<Want>) -> Vec<Want> {
         let is_small = known.head().row(row).is_some_and(|row| row.size() <= u64::from(CHUNK_SIZE));
-        if !is_small {
+        if !is_small || !self.context.files.has_room() {
             return wants;
         }
         let this = self.clone();
@@ -236,7 +263,7 @@ impl LayerFetch {
         match opened {
             Ok(content) => Ok(Some(content)),
             Err(error) => {
-                self.note_error(&error);
+                self.note_whole(&error);
                 Err(error)
             }
         }
@@ -282,8 +309,8 @@ impl LayerFetch {
     }
 
     /// Remembers that a layer can only be had whole.
-    fn note_error(&self, error: &FetchError) {
-        if let FetchError::Source { cause: SourceError::RangeIgnored { .. }, .. } = error.root() {
+    fn note_whole(&self, error: &FetchError) {
+        if self.comes_whole(error) {
             self.only_whole.store(true, Ordering::Relaxed);
         }
     }
@@ -291,6 +318,20 @@ impl LayerFetch {
     /// Whether a range could not be had because the layer can only be had whole: then its content is to be asked again.
     pub fn comes_whole(&self, error: &FetchError) -> bool {
         matches!(error.root(), FetchError::Source { cause: SourceError::RangeIgnored { .. }, .. })
+    }
+}
+
+/// Why chunks were not had.
+enum Failed {
+    /// By this layer's own request, or before any was made.
+    Here(FetchError),
+    /// By the request of another layer that holds the same content.
+    Elsewhere(FetchError),
+}
+
+impl From<FetchError> for Failed {
+    fn from(error: FetchError) -> Self {
+        Self::Here(error)
     }
 }
 

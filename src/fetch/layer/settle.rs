@@ -1,25 +1,35 @@
 //! Proving an attested layer: once all of its chunks are here, its digest is computed from them and from the bytes
-//! between, which are fetched by range. If it holds, so does everything the index told, and the tier becomes derived;
-//! else the layer is poisoned.
+//! between, which are fetched by range. If it holds, so does everything the index told, and the tier becomes derived.
+//! If not, the layer is read whole from its source, which tells who was false: the index, and then the layer is
+//! poisoned; or a file of the cache.
 
 use std::collections::HashSet;
-use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 
 use super::{Known, LayerFetch, Tier};
 use crate::archive::index::Head;
-use crate::cache::Object;
-use crate::digest::Unverified;
+use crate::cache::CachedRange;
 use crate::fetch::FetchError;
 use crate::fetch::pass::{Failure, Ordered, pass};
 use crate::fetch::transfer::Transfer;
 use crate::modelkit::Compression;
 use crate::object::ObjectDigest;
 
-/// What is taken from a file at once.
+/// What is taken from a file, or asked of a source, at once.
 const BLOCK: u64 = 1 << 20;
+/// So many gaps between files are fetched each by a request of its own. Where there are more, small files are read over:
+/// a request takes as long as it takes to move a file of [`SMALL`] bytes.
+const GAPS: usize = 256;
+/// Files below this size are read over where there are many: 10 ms at 100 MB/s.
+const SMALL: u64 = 1 << 20;
+/// How long nothing is tried after a proof that could not be had; twice as long after each further one, to [`LONGEST`].
+const PAUSE: Duration = Duration::from_secs(60);
+/// The longest pause.
+const LONGEST: Duration = Duration::from_secs(3600);
 
 /// The objects of an attested layer that have not been seen complete yet.
 #[derive(Debug, Default)]
@@ -33,15 +43,44 @@ enum State {
     Left(HashSet<ObjectDigest>),
     /// All have been: somebody has set out to prove the layer.
     None,
+    /// The proof could not be had; not before then is it tried again.
+    Failed {
+        until: Instant,
+        pause: Duration,
+    },
 }
 
 impl Unread {
-    /// Notes that an object is complete, of those that `all` names; tells whether it was the last.
-    fn note(&self, object: &ObjectDigest, all: impl FnOnce() -> HashSet<ObjectDigest>) -> bool {
-        let mut state = self.0.lock().unwrap_or_else(|held| held.into_inner());
-        if matches!(*state, State::Unknown) {
-            *state = State::Left(all());
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(|held| held.into_inner())
+    }
+
+    /// Whether it is news that an object is complete.
+    fn awaits(&self, object: &ObjectDigest) -> bool {
+        match &*self.state() {
+            State::Unknown => true,
+            State::Left(left) => left.contains(object),
+            State::None => false,
+            State::Failed { until, .. } => Instant::now() >= *until,
         }
+    }
+
+    /// Whether it is not known yet what is complete.
+    fn is_open(&self) -> bool {
+        matches!(*self.state(), State::Unknown | State::Failed { .. })
+    }
+
+    /// Notes what is missing, unless somebody else has.
+    fn begin(&self, missing: HashSet<ObjectDigest>) {
+        let mut state = self.state();
+        if matches!(*state, State::Unknown | State::Failed { .. }) {
+            *state = State::Left(missing);
+        }
+    }
+
+    /// Notes that an object is complete; tells whether it was the last.
+    fn note(&self, object: &ObjectDigest) -> bool {
+        let mut state = self.state();
         let State::Left(left) = &mut *state else { return false };
         left.remove(object);
         let last = left.is_empty();
@@ -51,18 +90,19 @@ impl Unread {
         last
     }
 
-    /// Whether it is news that an object is complete.
-    fn awaits(&self, object: &ObjectDigest) -> bool {
-        match &*self.0.lock().unwrap_or_else(|held| held.into_inner()) {
-            State::Unknown => true,
-            State::Left(left) => left.contains(object),
-            State::None => false,
-        }
+    /// Puts a proof off that could not be had.
+    fn put_off(&self, before: Option<Duration>) -> Duration {
+        let pause = before.map_or(PAUSE, |pause| LONGEST.min(pause * 2));
+        *self.state() = State::Failed { until: Instant::now() + pause, pause };
+        pause
     }
 
-    /// Begins anew, since the proof could not be had.
-    fn reset(&self) {
-        *self.0.lock().unwrap_or_else(|held| held.into_inner()) = State::Unknown;
+    /// The pause after the last failure.
+    fn pause(&self) -> Option<Duration> {
+        match *self.state() {
+            State::Failed { pause, .. } => Some(pause),
+            State::Unknown | State::Left(_) | State::None => None,
+        }
     }
 }
 
@@ -76,66 +116,53 @@ impl LayerFetch {
         let Some(Known::Named(head, _)) = self.known() else { return };
         let this = self.clone();
         tokio::spawn(async move {
+            let before = this.unread.pause();
             if let Err(error) = this.settle_after(object, head).await {
+                let again = crate::units::format_duration(this.unread.put_off(before));
                 let error = crate::report::chain(&error);
-                tracing::warn!(layer = %this.layer.digest, %error, "an attested layer could not be proved yet");
-                this.unread.reset();
+                tracing::warn!(layer = %this.layer.digest, %error, "an attested layer could not be proved; tried again in {again}");
             }
         });
     }
 
     async fn settle_after(self: &Arc<Self>, object: ObjectDigest, head: Arc<Head>) -> Result<(), FetchError> {
-        let (this, rows) = (self.clone(), head.clone());
-        let last = self.blocking(move |cache| {
-            let missing = || {
+        if self.unread.is_open() {
+            let rows = head.clone();
+            // A look for each file of the layer, on a thread that may wait for the disk.
+            let missing = self.blocking(move |cache| {
                 let files = rows.rows().filter_map(|row| Some((row.object()?, row.size())));
                 let files = files.filter(|(name, size)| *size > 0 && !cache.has_object(name, *size));
-                files.map(|(name, _)| name).collect()
-            };
-            Ok(this.unread.note(&object, missing))
-        });
-        if last.await? { self.settle(head).await } else { Ok(()) }
+                Ok(files.map(|(name, _)| name).collect())
+            });
+            self.unread.begin(missing.await?);
+        }
+        if self.unread.note(&object) { self.settle(head).await } else { Ok(()) }
     }
 
     async fn settle(self: &Arc<Self>, head: Arc<Head>) -> Result<(), FetchError> {
-        let _turn = self.turn().await?;
-        let mut outcome = Err(FetchError::Lost { what: self.what() });
-        for (_, transfer) in self.transfers() {
-            match pass(&self.layer, None, self.reassembled(head.clone(), transfer), None).await {
-                Ok(passed) => {
-                    let index = self.accept(Arc::new(passed.index))?;
-                    tracing::info!(layer = %self.layer.digest, "all of an attested layer is here, and its digest holds");
-                    return self.keep(&index).await;
+        let index = self.read_whole(|transfer| {
+            let head = head.clone();
+            async move {
+                match pass(&self.layer, None, self.reassembled(head, transfer.clone()), None).await {
+                    Err(Failure::False(mismatch)) => {
+                        tracing::warn!(layer = %self.layer.digest, %mismatch,
+                            "what was read of an attested layer is not the layer; reading it whole to tell why");
+                        let whole = pass(&self.layer, None, transfer.ordered(), None).await?;
+                        Ok(Arc::new(whole.index))
+                    }
+                    outcome => Ok(Arc::new(outcome?.index)),
                 }
-                // Which of the sources is false, or whether the index is, can't be told before all were asked.
-                Err(Failure::False(mismatch)) => outcome = Ok(mismatch),
-                Err(Failure::Error(error)) if outcome.is_err() => outcome = Err(error),
-                Err(Failure::Error(_)) => {}
             }
-        }
-        let mismatch = outcome?;
-        self.poison_layer(format!("all of it was read by its attested index, and {mismatch}"));
-        Ok(())
+        });
+        let index = self.accept(index.await?)?;
+        tracing::info!(layer = %self.layer.digest, "all of an attested layer is here, and its digest holds");
+        self.keep(&index).await
     }
 
     /// The layer's bytes in order: files from the cache, the rest from a source.
     fn reassembled(self: &Arc<Self>, head: Arc<Head>, transfer: Transfer) -> Ordered {
-        let mut files: Vec<(u64, u64, ObjectDigest)> = head
-            .rows()
-            .filter_map(|row| Some((row.offset(), row.size(), row.object()?)))
-            .filter(|(_, size, _)| *size > 0)
-            .collect();
-        files.sort_unstable();
-        let mut parts = Vec::new();
-        let mut position = 0;
-        for (offset, size, object) in files {
-            parts.push(Part::Between(position..offset));
-            parts.push(Part::File { object, at: offset..offset + size });
-            position = offset + size;
-        }
-        parts.push(Part::Between(position..self.layer.size));
         let this = self.clone();
-        futures_util::stream::iter(parts)
+        futures_util::stream::iter(parts(&head, self.layer.size))
             .then(move |part| {
                 let (this, transfer) = (this.clone(), transfer.clone());
                 async move { this.part(part, transfer).await }
@@ -149,10 +176,18 @@ impl LayerFetch {
             Part::Between(range) => range,
             Part::File { object, at } => {
                 let size = at.end - at.start;
-                match self.blocking(move |cache| cache.object(&object, size)).await {
-                    Ok(Some(object)) => return file(object),
+                let filled = self.context.files.get(&object).and_then(|file| file.cached(&(0..size)));
+                let found = match filled {
+                    Some(content) => Some(content),
+                    None => {
+                        let object = self.blocking(move |cache| cache.object(&object, size)).await;
+                        object.ok().flatten().map(|object| object.range(0..size))
+                    }
+                };
+                match found {
+                    Some(content) => return file(content),
                     // It was evicted in between.
-                    Ok(None) | Err(_) => at,
+                    None => at,
                 }
             }
         };
@@ -173,25 +208,42 @@ impl LayerFetch {
 }
 
 /// A part of a layer.
+#[derive(Debug, PartialEq, Eq)]
 enum Part {
-    /// Headers and padding.
-    Between(std::ops::Range<u64>),
+    /// Headers, padding, and what is read over.
+    Between(Range<u64>),
     /// A file's content.
-    File { object: ObjectDigest, at: std::ops::Range<u64> },
+    File { object: ObjectDigest, at: Range<u64> },
 }
 
-/// The bytes of an object, block by block.
-fn file(object: Object) -> Ordered {
-    let starts = (0..object.size()).step_by(BLOCK as usize);
+/// The parts of a layer of `size` bytes, in order.
+fn parts(head: &Head, size: u64) -> Vec<Part> {
+    let files = head.rows().filter_map(|row| Some((row.offset()..row.offset() + row.size(), row.object()?)));
+    let mut files: Vec<_> = files.filter(|(at, _)| !at.is_empty()).collect();
+    if files.len() > GAPS {
+        files.retain(|(at, _)| at.end - at.start >= SMALL);
+    }
+    files.sort_unstable_by_key(|(at, _)| at.start);
+    let mut parts = Vec::new();
+    let mut position = 0;
+    for (at, object) in files {
+        parts.push(Part::Between(position..at.start));
+        position = at.end;
+        parts.push(Part::File { object, at });
+    }
+    parts.push(Part::Between(position..size));
+    parts
+}
+
+/// The bytes of a file, block by block.
+fn file(content: CachedRange) -> Ordered {
+    let starts = (0..content.len()).step_by(BLOCK as usize);
     let read = move |start: u64| {
-        let object = object.clone();
+        let content = content.clone();
         async move {
-            let read = tokio::task::spawn_blocking(move || {
-                let mut block = vec![0; (object.size() - start).min(BLOCK) as usize];
-                object.file().read_exact_at(&mut block, start).map(|()| Unverified::new(block))
-            });
-            let lost = || FetchError::Lost { what: "a file of the cache".to_owned() };
-            read.await.map_err(|_| lost())?.map_err(|_| lost())
+            let read = tokio::task::spawn_blocking(move || content.block(start, BLOCK));
+            let lost = |_| FetchError::Lost { what: "a file of the cache".to_owned() };
+            Ok(read.await.map_err(lost)??)
         }
     };
     futures_util::stream::iter(starts).then(read).boxed()

@@ -69,7 +69,7 @@ impl LayerFetch {
     }
 
     /// Reads the layer whole by `read` from one source after the other, until one gives its true bytes.
-    async fn read_whole<F>(&self, read: impl Fn(Transfer) -> F) -> Result<Arc<Index>, FetchError>
+    pub(super) async fn read_whole<F>(&self, read: impl Fn(Transfer) -> F) -> Result<Arc<Index>, FetchError>
     where
         F: Future<Output = Result<Arc<Index>, Failure>>,
     {
