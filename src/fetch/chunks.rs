@@ -4,14 +4,12 @@
 //! the chunk is on the disk after all (another process may have written it) and else fetches it ([`super::requests`]).
 //! The bytes are answered once they are verified, and written then.
 //!
-//! Locks: plain mutexes around the slots and the streams of a file, one around the map of files, one around the files that wait to be
-//! committed; each held for a look or a note, none across an await, none while another is held, but for the map of
-//! verified chunks, which is looked at under the slots.
+//! Locks: plain mutexes around the slots and the streams of a file, each held for a look or a note, none across an
+//! await, none while another is held, but for what is verified or unwritten, which is looked at under the slots.
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -20,7 +18,7 @@ use tokio::sync::watch;
 use super::FetchError;
 use super::ahead::Streams;
 use super::flight::Outcome;
-use crate::cache::{Cache, CachedRange, Partial};
+use crate::cache::{CachedRange, Partial};
 use crate::digest::{Mismatch, Unverified, Verified};
 use crate::object::{ChunkList, ObjectDigest};
 
@@ -44,13 +42,7 @@ pub struct Chunked {
 
 /// Verified chunks that the cache could not take, those used last: what a full disk would have fetched again for each
 /// of the small reads that make up a chunk.
-type Unwritten = Mutex<LruCache<(ObjectDigest, u64), Verified>>;
-
-/// So many chunks are kept in memory for want of a disk: 32 MiB.
-const UNWRITTEN: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
-/// So many complete files may wait to be made durable, each with its descriptor, before more are fetched that nobody
-/// asked for: a quarter of 4,096, the smallest hard limit that is usual.
-const WAITING: usize = 1024;
+pub type Unwritten = Mutex<LruCache<(ObjectDigest, u64), Verified>>;
 
 /// A chunk that somebody is getting.
 #[derive(Debug, Clone)]
@@ -87,6 +79,16 @@ pub struct Claim {
 }
 
 impl Chunked {
+    /// A file of which no chunk is known to be here yet.
+    pub fn new(partial: Partial, unwritten: Arc<Unwritten>) -> Self {
+        Self { partial, slots: Mutex::default(), streams: Mutex::default(), unwritten }
+    }
+
+    /// The file in the cache.
+    pub fn partial(&self) -> &Partial {
+        &self.partial
+    }
+
     /// The chunk digests of the file.
     pub fn list(&self) -> &ChunkList<Bytes> {
         self.partial.list()
@@ -224,109 +226,13 @@ fn unwritten(chunks: &Unwritten) -> MutexGuard<'_, LruCache<(ObjectDigest, u64),
     chunks.lock().unwrap_or_else(|held| held.into_inner())
 }
 
-/// The files that this process is filling, and those that wait to be made durable.
-#[derive(Debug)]
-pub struct OpenFiles {
-    files: Mutex<HashMap<ObjectDigest, Weak<Chunked>>>,
-    complete: Mutex<Complete>,
-    unwritten: Arc<Unwritten>,
-}
-
-impl Default for OpenFiles {
-    fn default() -> Self {
-        let unwritten = Arc::new(Mutex::new(LruCache::new(UNWRITTEN)));
-        Self { files: Mutex::default(), complete: Mutex::default(), unwritten }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Complete {
-    waiting: Vec<Arc<Chunked>>,
-    /// Whether somebody is at it, who will find those that come meanwhile.
-    committing: bool,
-}
-
-impl OpenFiles {
-    /// The file of this content, if it is being filled.
-    pub fn get(&self, object: &ObjectDigest) -> Option<Arc<Chunked>> {
-        self.files().get(object).and_then(Weak::upgrade)
-    }
-
-    /// The file of this content.
-    pub fn get_or_open(&self, cache: &Cache, list: ChunkList<Bytes>) -> Arc<Chunked> {
-        let mut files = self.files();
-        if let Some(file) = files.get(&list.object()).and_then(Weak::upgrade) {
-            return file;
-        }
-        // Amortised: as often as the map would grow.
-        if files.len() == files.capacity() {
-            files.retain(|_, file| file.strong_count() > 0);
-        }
-        let object = list.object();
-        let (slots, streams, unwritten) = (Mutex::default(), Mutex::default(), self.unwritten.clone());
-        let file = Arc::new(Chunked { partial: cache.partial(list), slots, streams, unwritten });
-        files.insert(object, Arc::downgrade(&file));
-        file
-    }
-
-    fn files(&self) -> MutexGuard<'_, HashMap<ObjectDigest, Weak<Chunked>>> {
-        self.files.lock().unwrap_or_else(|held| held.into_inner())
-    }
-
-    fn complete(&self) -> MutexGuard<'_, Complete> {
-        self.complete.lock().unwrap_or_else(|held| held.into_inner())
-    }
-
-    /// Whether more may be fetched that nobody asked for.
-    pub fn has_room(&self) -> bool {
-        self.complete().waiting.len() < WAITING
-    }
-
-    /// Makes a complete file durable, behind the readers' backs, together with others that become complete meanwhile.
-    pub fn commit(self: &Arc<Self>, cache: &Arc<Cache>, file: Arc<Chunked>) {
-        let mut complete = self.complete();
-        complete.waiting.push(file);
-        if std::mem::replace(&mut complete.committing, true) {
-            return;
-        }
-        drop(complete);
-        let (committing, cache) = (Committing(self.clone()), cache.clone());
-        tokio::task::spawn_blocking(move || {
-            while let Some(group) = committing.next_group() {
-                let partials: Vec<&Partial> = group.iter().map(|file| &file.partial).collect();
-                for error in cache.commit(&partials) {
-                    tracing::error!(%error, "the cache did not keep a verified file under its name");
-                }
-            }
-        });
-    }
-}
-
-/// Who commits. Whatever ends it, the next complete file finds another.
-struct Committing(Arc<OpenFiles>);
-
-impl Committing {
-    /// Those that have become complete meanwhile.
-    fn next_group(&self) -> Option<Vec<Arc<Chunked>>> {
-        let mut complete = self.0.complete();
-        complete.committing = !complete.waiting.is_empty();
-        complete.committing.then(|| std::mem::take(&mut complete.waiting))
-    }
-}
-
-impl Drop for Committing {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.complete().committing = false;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Cache;
     use crate::digest::Digest;
     use crate::fetch::Limits;
+    use crate::fetch::open_files::OpenFiles;
 
     fn file() -> (tempfile::TempDir, Arc<Cache>, Arc<OpenFiles>, Arc<Chunked>) {
         let dir = tempfile::tempdir().expect("a directory");

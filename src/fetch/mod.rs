@@ -8,8 +8,8 @@
 //! - [`trust`]: who vouches for which index; [`repositories`]: for which repositories.
 //! - [`mod@pass`]: a whole layer read once: hashed, inflated, cut into files.
 //! - [`fill`]: a pass that keeps the files, once the digest held.
-//! - [`chunks`]: files that are filled chunk by chunk; [`requests`]: getting the chunks that are missing;
-//!   [`ahead`]: which ones before they are asked for.
+//! - [`chunks`]: a file that is filled chunk by chunk; [`open_files`]: all of them.
+//! - [`requests`]: getting the chunks that are missing; [`ahead`]: which ones before they are asked for.
 //! - `staged`: what a fill has written so far, for `--verify=stream`.
 //! - [`transfer`]: ranges with retries, and an ordered stream of several ranges in flight.
 //!
@@ -24,6 +24,7 @@ pub mod kit;
 pub mod layer;
 pub mod listing;
 pub mod named;
+pub mod open_files;
 pub mod pass;
 pub mod repositories;
 pub mod requests;
@@ -37,11 +38,11 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 
-use chunks::OpenFiles;
 pub use error::{ArchiveError, BadIndex, FetchError};
 pub use kit::Kit;
 pub use layer::{LayerFetch, Tier};
 pub use named::Named;
+use open_files::OpenFiles;
 pub use repositories::RepositoryPattern;
 pub use resolve::{Access, Request, Resolved, resolve, resolve_digest};
 pub use trust::Trust;
