@@ -162,12 +162,22 @@ impl Cache {
         let temporary = path.with_extension(format!("{}.{serial}.tmp", std::process::id()));
         let written = new_file(&temporary, 0o600)
             .and_then(|mut file| parts.iter().try_for_each(|part| file.write_all(part)).and_then(|()| file.sync_data()))
-            .and_then(|()| fs::rename(&temporary, path));
+            .and_then(|()| rename_over(&temporary, path));
         written.map_err(|cause| {
             // The error that counts is the first one.
             let _ = fs::remove_file(&temporary);
             io_error("write", path)(cause)
         })
+    }
+}
+
+/// Gives a file its name, also where an empty directory lies in its way.
+fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            fs::remove_dir(to).and_then(|()| fs::rename(from, to))
+        }
+        outcome => outcome,
     }
 }
 
@@ -181,14 +191,22 @@ fn new_file(path: &Path, mode: u32) -> io::Result<File> {
     fs::OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)
 }
 
-/// Opens a regular file for reading, following no link; `None` where there is none.
+/// Opens a regular file for reading, following no link; `None` where there is none, or something else lies there, which
+/// can only have been planted.
 fn open_existing(path: &Path) -> io::Result<Option<File>> {
-    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    match fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    // A pipe would make the open wait for its other end.
+    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed();
+    let file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound || is_link(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(file.metadata()?.is_file().then_some(file))
+}
+
+/// Whether a path was not opened because it is a symbolic link.
+fn is_link(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 #[cfg(test)]

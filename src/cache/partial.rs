@@ -21,7 +21,7 @@ use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, flock};
 
 use super::map::contents;
 use super::objects::{CachedRange, is_file_of};
-use super::{Cache, CacheError, io_error, make_dir, open_existing};
+use super::{Cache, CacheError, io_error, is_link, make_dir, open_existing, rename_over};
 use crate::digest::Unverified;
 use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
 
@@ -168,6 +168,13 @@ impl Partial {
                 // Evicted or committed between open and lock.
                 continue;
             }
+            if !held.is_file() {
+                if !create {
+                    return Ok(None);
+                }
+                fs::remove_file(path).map_err(io_error("remove", path))?;
+                continue;
+            }
             if held.len() != size {
                 // New, or damaged: nothing counts before it was hashed.
                 file.set_len(size).map_err(io_error("resize", path))?;
@@ -261,7 +268,7 @@ impl Cache {
                     // A killed process of the same number may have left one.
                     let _ = fs::remove_file(&spare);
                     link(file, &spare)
-                        .and_then(|()| fs::rename(&spare, target))
+                        .and_then(|()| rename_over(&spare, target))
                         .map_err(io_error("replace", target))?;
                 }
             }
@@ -286,8 +293,7 @@ impl Cache {
 /// Whether what lies at a path is no file that can be filled: read-only, as one is that has its name as an object and was
 /// not removed here by a process that was killed; or a link or a directory, as nothing of ours leaves it.
 fn is_in_the_way(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory)
-        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory) || is_link(error)
 }
 
 /// Gives an open file a name, whatever names it had.

@@ -203,3 +203,38 @@ fn a_tag_is_remembered_under_its_full_name() {
     assert!(known.seen > 1_700_000_000);
     assert!(cache.known_tag("registry/team/llama:70b").expect("reads").is_none());
 }
+
+#[test]
+fn what_was_planted_in_place_of_a_file_counts_as_absent_and_holds_nobody_up() {
+    let (dir, cache) = cache();
+    let digest = Digest::of(b"x");
+    let name = ObjectDigest::new(1, &[digest]);
+    let elsewhere = dir.path().join("elsewhere");
+    fs::write(&elsewhere, b"x").expect("writes");
+    let paths = [
+        cache.spread("blobs/sha256", &digest.hex()),
+        cache.spread("indexes", &digest.hex()),
+        cache.spread("objects", &name.hex()),
+    ];
+    type Plant = fn(&Path, &Path);
+    let plants: [Plant; 3] = [
+        |path, _| rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RUSR).expect("a pipe"),
+        |path, _| fs::create_dir(path).expect("a directory"),
+        |path, elsewhere| std::os::unix::fs::symlink(elsewhere, path).expect("a link"),
+    ];
+    for plant in plants {
+        for path in &paths {
+            fs::create_dir_all(path.parent().expect("a parent")).expect("makes");
+            plant(path, &elsewhere);
+        }
+        assert!(cache.blob(&digest).expect("no error").is_none());
+        assert!(cache.index(&digest).expect("no error").is_none());
+        assert!(cache.object(&name, 1).expect("no error").is_none() && !cache.has_object(&name, 1));
+        cache.keep_index(&digest, b"index").expect("takes its place");
+        assert_eq!(cache.index(&digest).expect("reads").as_deref(), Some(&b"index"[..]));
+        for path in &paths {
+            fs::remove_file(path).or_else(|_| fs::remove_dir(path)).expect("removes");
+        }
+    }
+    assert_eq!(fs::read(&elsewhere).expect("reads"), b"x", "nothing was written through the link");
+}

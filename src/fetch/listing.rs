@@ -78,9 +78,12 @@ impl Listing {
 
     /// The first difference from `other`, in words; what a verified listing is compared with.
     pub fn difference(&self, other: &Listing) -> Option<String> {
-        for (mine, theirs) in self.rows.iter().zip(&other.rows) {
+        for ((path, mine), (told, theirs)) in self.rows.iter().zip(&other.rows) {
+            if path != told {
+                return Some(format!("it holds {path} where {told} was told"));
+            }
             if mine != theirs {
-                return Some(format!("{} differs from {}", describe(mine), describe(theirs)));
+                return Some(format!("{path}: {}", fields_that_differ(mine, theirs)));
             }
         }
         let (mine, theirs) = (self.rows.len(), other.rows.len());
@@ -88,8 +91,26 @@ impl Listing {
     }
 }
 
-fn describe((path, entry): &(TreePath, Entry)) -> String {
-    format!("{path} ({} bytes at {}, mode {:o})", entry.size, entry.offset, entry.mode)
+/// What an entry states otherwise than was told.
+fn fields_that_differ(found: &Entry, told: &Entry) -> String {
+    let kind = |entry: &Entry| match &entry.kind {
+        EntryKind::File => "a file".to_owned(),
+        EntryKind::Directory => "a directory".to_owned(),
+        EntryKind::Symlink(target) => format!("a link to {:?}", String::from_utf8_lossy(target)),
+    };
+    let fields = [
+        ("type", kind(found), kind(told)),
+        ("mode", format!("{:04o}", found.mode), format!("{:04o}", told.mode)),
+        ("uid", found.uid.to_string(), told.uid.to_string()),
+        ("gid", found.gid.to_string(), told.gid.to_string()),
+        ("mtime", found.mtime.to_string(), told.mtime.to_string()),
+        ("size", found.size.to_string(), told.size.to_string()),
+        ("offset", found.offset.to_string(), told.offset.to_string()),
+        ("name in the archive", found.path.to_string(), told.path.to_string()),
+    ];
+    let differing = fields.iter().filter(|(_, found, told)| found != told);
+    let words = differing.map(|(field, found, told)| format!("{field} {found}, and {told} was told"));
+    words.collect::<Vec<_>>().join("; ")
 }
 
 /// An entry in the tree's terms.

@@ -220,10 +220,11 @@ pub fn unmount(dir: &Path, lazy: bool, state: &StateDir) -> Result<Unmounted, Mo
     Ok(Unmounted { dir, shows: entry.shows, was_dead, ended })
 }
 
-/// Waits a while for a daemon to remove its record.
+/// Waits a while for a daemon to remove its record, and to end: until then it may be writing to the cache.
 fn has_ended(state: &StateDir, record: &Record, patience: Duration) -> Result<bool, MountError> {
     let deadline = Instant::now() + patience;
-    while state.list()?.iter().any(|mount| mount.record.id == record.id) {
+    let runs = || state::process_started(record.pid) == Some(record.pid_started);
+    while state.list()?.iter().any(|mount| mount.record.id == record.id) || runs() {
         if Instant::now() >= deadline {
             return Ok(false);
         }

@@ -154,9 +154,12 @@ impl LayerFetch {
                 }
             }
         });
-        let index = self.accept(index.await?)?;
+        // Kept first: it is right whatever the attested one said, and the next mount has it.
+        let index = index.await?;
+        self.keep(&index).await?;
+        self.accept(index)?;
         tracing::info!(layer = %self.layer.digest, "all of an attested layer is here, and its digest holds");
-        self.keep(&index).await
+        Ok(())
     }
 
     /// The layer's bytes in order: files from the cache, the rest from a source.
