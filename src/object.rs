@@ -140,10 +140,10 @@ impl<B: AsRef<[u8]>> ChunkList<B> {
         digests.get(usize::try_from(chunk).ok()?).copied().map(Digest::from_bytes)
     }
 
-    /// Takes the bytes of a chunk, if they have its digest. A chunk that the list has not matches none.
-    pub fn verify(&self, chunk: u64, bytes: Unverified) -> Result<VerifiedChunk, Mismatch> {
-        let expected = self.digest(chunk).unwrap_or(Digest::from_bytes([0; 32]));
-        Ok(VerifiedChunk { object: self.object, number: chunk, bytes: bytes.verify(&expected)? })
+    /// Takes the bytes of a chunk, if they have its digest. `None` where the list has no such chunk.
+    pub fn verify(&self, chunk: u64, bytes: Unverified) -> Option<Result<VerifiedChunk, Mismatch>> {
+        let bytes = bytes.verify(&self.digest(chunk)?);
+        Some(bytes.map(|bytes| VerifiedChunk { object: self.object, number: chunk, bytes }))
     }
 
     /// Where a chunk's bytes are in the file.
@@ -197,5 +197,23 @@ impl VerifiedChunk {
 impl<B> fmt::Debug for ChunkList<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ChunkList({} bytes, {})", self.size, self.object)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_is_taken_if_it_has_its_digest_and_the_list_has_it() {
+        let list = ChunkList::new(3, *Digest::of(b"abc").as_bytes()).expect("one chunk");
+        let verify = |chunk, bytes: &'static [u8]| list.verify(chunk, Unverified::new(bytes));
+        let taken = verify(0, b"abc").expect("there is one").expect("its bytes");
+        assert_eq!((taken.number(), taken.object(), &taken.bytes().bytes()[..]), (0, list.object(), &b"abc"[..]));
+        let refused = verify(0, b"abd").expect("there is one").expect_err("other bytes");
+        assert_eq!((refused.expected, refused.found), (Digest::of(b"abc"), Digest::of(b"abd")));
+        for (chunk, bytes) in [(1, &b""[..]), (1, b"abc"), (u64::MAX, b"abc")] {
+            assert!(verify(chunk, bytes).is_none());
+        }
     }
 }

@@ -455,3 +455,50 @@ fn a_false_byte_between_the_files_of_an_attested_layer_is_found_out() {
     assert_refused(&kitfs, &mount);
     assert!(refused(&kitfs, &mount).is_some_and(|why| why.contains("digest mismatch")), "{}", kitfs.logs());
 }
+
+#[test]
+fn a_pin_that_states_more_than_its_layer_can_have_is_not_fetched() {
+    let server = FaultServer::empty("team/kit");
+    let kit = plain(&server);
+    let right = index().pin();
+    let len = layer().len() as u64;
+    for (head_size, lists) in [(112 + len + 1, 0), (2_000_000_000, 0), (right.head_size, 32 * 9)] {
+        let pin = kitfs::archive::index::annotations::Pin { head_size, size: head_size + lists, ..right };
+        let large = repin(&server, &kit, "large", 0, &pin.annotations());
+        assert_provisional(&large, "are more than a layer of");
+        assert_eq!(server.requests_for(right.digest), 0);
+    }
+}
+
+#[test]
+fn an_index_that_a_layout_can_not_read_is_a_warning() {
+    let server = FaultServer::empty("team/kit");
+    let kit = plain(&server);
+    let made = Kitfs::new();
+    let dir = made.path("layout");
+    let target = format!("oci:{}:v1", dir.display());
+    made.ok(&["index", &kit.reference, &target]);
+    let blob = dir.join("blobs/sha256").join(index().pin().digest.hex());
+    let cut = |blob: &std::path::Path| {
+        fs::OpenOptions::new().write(true).open(blob).and_then(|file| file.set_len(150)).expect("cuts");
+    };
+    let replaced = |blob: &std::path::Path| {
+        fs::remove_file(blob).and_then(|()| fs::create_dir(blob)).expect("a directory instead");
+    };
+    // Even root can't open a socket as a file: an error of the system, as of a disk that can't give the bytes.
+    let refused = |blob: &std::path::Path| {
+        let socket = made.path("s");
+        std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+        fs::remove_dir(blob).and_then(|()| fs::rename(socket, blob)).expect("a socket instead");
+    };
+    let ways: [&dyn Fn(&std::path::Path); 3] = [&cut, &replaced, &refused];
+    for spoil in ways {
+        spoil(&blob);
+        let kitfs = Kitfs::new();
+        let mount = kitfs.mount(&target, &[]);
+        assert!(mount.said.contains("is not used"), "{}", mount.said);
+        assert_eq!(kitfs.status(&mount)["trust"], "provisional");
+        assert_reads(&mount);
+        assert_eq!(kitfs.status(&mount)["trust"], "derived");
+    }
+}

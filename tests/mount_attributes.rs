@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::io::Errno;
+use support::kit::{KitBuilder, gzip, header, pattern};
 use support::program::Kitfs;
 use support::sample::{MTIME, kit};
 use support::{FaultServer, data, eventually};
@@ -261,4 +262,30 @@ fn the_table_of_mounts_shows_the_type_and_the_reference_with_its_digest() {
         assert!(options.contains(&option), "{option} in {line}");
     }
     assert!(!options.contains(&"allow_other"), "{line}");
+}
+
+#[test]
+fn a_layer_that_names_no_directory_is_shown_with_those_that_kit_unpack_would_make() {
+    let big = pattern(1, 3 << 20);
+    let mut tar = Vec::new();
+    for (path, bytes) in [("w/deep/a.bin", &big[..]), ("w/deep/sub/b.txt", b"b")] {
+        tar.extend(header(path, b'0', 0o644, bytes.len() as u64));
+        tar.extend_from_slice(bytes);
+        tar.resize(tar.len().next_multiple_of(512), 0);
+    }
+    tar.extend([0; 1024]);
+    for (suffix, blob) in [("tar", tar.clone()), ("tar+gzip", gzip(&tar))] {
+        for indexed in [false, true] {
+            let server = FaultServer::empty("team/kit");
+            let builder = KitBuilder::new().layer("model", "w/deep", suffix, blob.clone());
+            let kit = if indexed { builder.indexed() } else { builder }.serve(&server, "v1");
+            let kitfs = Kitfs::new();
+            let mount = kitfs.mount(&kit.reference, &[]);
+            let mode = |name: &str| fs::metadata(mount.path(name)).expect("is there").permissions().mode() & 0o7777;
+            assert_eq!((mode("w"), mode("w/deep")), (0o755, 0o755), "{suffix} {indexed}");
+            assert_eq!(walk(&mount.path("w")).len(), 5, "{suffix} {indexed}");
+            assert_eq!(mode("w/deep/sub"), 0o755, "{suffix} {indexed}");
+            assert_eq!(fs::read(mount.path("w/deep/sub/b.txt")).expect("reads"), b"b", "{suffix} {indexed}");
+        }
+    }
 }

@@ -31,6 +31,17 @@ pub const fn max_inflated(size: u64) -> u64 {
     if bound > FREE_BOUND { bound } else { FREE_BOUND }
 }
 
+/// How far a blob of `size` bytes can inflate at all, by what the formats can say.
+pub const fn can_inflate(compression: Compression, size: u64) -> u64 {
+    size.saturating_mul(match compression {
+        Compression::None => 1,
+        // Deflate: at the shortest, two bits for a match of 258 bytes.
+        Compression::Gzip => 258 * 4,
+        // At the shortest, a block header of three bytes and one byte that fills 128 KiB.
+        Compression::Zstd => (128 << 10) / 4,
+    })
+}
+
 /// A layer that can't be decompressed.
 #[derive(Debug, thiserror::Error)]
 pub enum InflateError {

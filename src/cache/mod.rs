@@ -7,19 +7,18 @@
 //!   indexes/<ab>/<key>         derived indexes, each behind a digest of its own
 //!   objects/<ab>/<hex>         complete, verified files, 0444
 //!   partial/<ab>/<hex>         sparse file being filled: its holes are the map; <hex>.list its chunk digests
-//!   incoming/<key>/            a fill in progress, locked
-//!   tags/<ab>/<key>            the last known digest of a tag
+//!   incoming/<key>/            a fill in progress, or one long blob, locked
+//!   tags/<ab>/<key>            what a tag was last known to be, and which referrer a rule of trust led to
 //! ```
 //!
 //! Invariants:
 //! - What has a name under `objects/` was verified and on the disk before it got the name ([`staging`]).
-//! - Every file but a partial one appears by rename, so a reader sees all of it or none; of a partial one nothing
-//!   counts before it was hashed.
+//! - Every file but a partial one gets its name when it is whole, by a rename or a link, so a reader sees all of it or
+//!   none; of a partial one nothing counts before it was hashed.
 //! - Whatever is missing, short or wrong counts as absent; the worst that a crash costs is a fetch.
 //!
-//! Locks: `flock` on `incoming/<key>/lock` (exclusive, while a fill stages there) and on an open object or
-//! partial file (shared). None
-//! is waited for and none is taken while another is held.
+//! Locks: `flock` on `incoming/<key>/lock` (exclusive, while something is staged there) and on an open object or partial
+//! file (shared). None is waited for and none is taken while another is held.
 //!
 //! All calls block on the disk: call them from a blocking thread.
 
@@ -41,7 +40,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use blobs::NewBlob;
 pub use objects::{CachedRange, Object};
 pub use partial::Partial;
-pub use small::KnownTag;
+pub use small::LastKnown;
 pub use staging::{Sealed, StagedFile, StagedNumber, StagedState, Staging};
 
 use crate::object::ObjectDigest;

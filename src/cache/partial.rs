@@ -97,7 +97,7 @@ impl Partial {
         }
         let mut bytes = vec![0; (range.end - range.start) as usize];
         file.read_exact_at(&mut bytes, range.start).map_err(io_error("read", &self.path))?;
-        let Ok(chunk) = self.list.verify(chunk, Unverified::new(bytes)) else { return Ok(None) };
+        let Some(Ok(chunk)) = self.list.verify(chunk, Unverified::new(bytes)) else { return Ok(None) };
         let completes = self.note(chunk.number());
         Ok(Some(Found { chunk, completes }))
     }

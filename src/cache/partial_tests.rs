@@ -23,7 +23,7 @@ fn chunk(content: &[u8], number: u64) -> VerifiedChunk {
     let list = list_of(content);
     let range = list.range(number).expect("a chunk");
     let bytes = content[range.start as usize..range.end as usize].to_vec();
-    list.verify(number, Unverified::new(bytes)).expect("its bytes")
+    list.verify(number, Unverified::new(bytes)).expect("the list has it").expect("its bytes")
 }
 
 fn cache() -> (tempfile::TempDir, Cache) {

@@ -1,4 +1,6 @@
-//! Derived indexes by key, and the last known digests of tags.
+//! Derived indexes by key, and what names led to when they were last followed: `repository:tag` to a manifest, and
+//! `repository@digest type` to the referrer of that type that a rule of trust took. Such a note stands in for a registry
+//! that is away, never for one that answers.
 
 use std::fs;
 use std::io;
@@ -13,12 +15,12 @@ use crate::digest::Digest;
 /// The length of the digest that a derived index stands behind.
 const DIGEST_LEN: usize = 32;
 
-/// What a tag was when it was last resolved.
+/// What a name led to when it was last followed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct KnownTag {
-    /// The repository and tag it is about, so that the file says so too.
+pub struct LastKnown {
+    /// The name, so that the file says so too.
     pub reference: String,
-    /// The manifest digest.
+    /// The digest of the manifest, or of the referrer.
     pub digest: Digest,
     /// Seconds since the epoch at which the registry said so.
     pub seen: u64,
@@ -45,18 +47,18 @@ impl Cache {
         self.write_file(&self.spread("indexes", &key.hex()), &[Digest::of(body).as_bytes(), body])
     }
 
-    /// The digest that `repository:tag` had when it was last resolved.
-    pub fn known_tag(&self, reference: &str) -> Result<Option<KnownTag>, CacheError> {
+    /// What a name led to when it was last followed.
+    pub fn known(&self, reference: &str) -> Result<Option<LastKnown>, CacheError> {
         let path = self.spread("tags", &Digest::of(reference.as_bytes()).hex());
         let Some(bytes) = contents(&path)? else { return Ok(None) };
-        let known = serde_json::from_slice::<KnownTag>(&bytes).ok();
+        let known = serde_json::from_slice::<LastKnown>(&bytes).ok();
         Ok(known.filter(|known| known.reference == reference))
     }
 
-    /// Remembers what `repository:tag` is now.
-    pub fn remember_tag(&self, reference: &str, digest: &Digest) -> Result<(), CacheError> {
+    /// Remembers what a name leads to now.
+    pub fn remember(&self, reference: &str, digest: &Digest) -> Result<(), CacheError> {
         let seen = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let known = KnownTag { reference: reference.to_owned(), digest: *digest, seen };
+        let known = LastKnown { reference: reference.to_owned(), digest: *digest, seen };
         let path = self.spread("tags", &Digest::of(reference.as_bytes()).hex());
         let bytes = serde_json::to_vec(&known).map_err(|error| io_error("encode", &path)(io::Error::other(error)))?;
         self.write_file(&path, &[&bytes])

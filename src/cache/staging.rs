@@ -1,4 +1,5 @@
-//! Files on their way into the cache: `incoming/<key>/<number>`, unverified until the layer's digest holds.
+//! Files on their way into the cache: `incoming/<key>/<number>`, unverified until a digest holds: that of the layer that
+//! they were cut from, or, of a blob too long to hold in memory ([`super::NewBlob`]), the blob's own.
 //!
 //! The way of a fill: [`Cache::stage`] locks a directory, [`Staging::create`] makes a file for each entry,
 //! [`Staging::seal`] takes the proof and makes the files readable as objects where they lie, and [`Sealed::commit`]

@@ -163,6 +163,22 @@ pub enum BadIndex {
     /// What the source answers can't be it: it has another size than is named, say.
     #[error("the source's answer can't be it")]
     Unfit(#[source] SourceError),
+    /// The source's disk does not give it.
+    #[error("the source can't read it")]
+    Unreadable(#[source] SourceError),
+    /// It is too long to be held in memory, and the cache's disk does not take it, or give it back.
+    #[error("the cache can't hold it")]
+    NotKept(#[source] CacheError),
+    /// What names it states sizes that the index of no such layer has.
+    #[error("a head of {head} bytes and chunk lists of {lists} are more than a layer of {layer} bytes can have")]
+    TooLong {
+        /// The stated size of its head.
+        head: u64,
+        /// The stated size of its chunk lists.
+        lists: u64,
+        /// The size of the layer's blob.
+        layer: u64,
+    },
     /// The bytes are not those that are named.
     #[error("it is false")]
     False(#[source] Mismatch),
@@ -170,7 +186,7 @@ pub enum BadIndex {
     #[error("it is invalid")]
     Invalid(#[source] IndexError),
     /// The bytes that should be a file's chunk list are not.
-    #[error("it is false")]
+    #[error("its chunk list is false")]
     List(#[source] InvalidList),
     /// It is an index, of another layer.
     #[error("it is of layer {found}, or of the same bytes read in another way")]

@@ -83,7 +83,8 @@ pub enum Verify {
     Strict,
     /// Content as it arrives. A false layer is found out only at its end; from then on it is refused.
     Stream,
-    /// Names and sizes too only when the layer's digest has held.
+    /// Names and sizes too only when the layer's digest has held, or an index vouches for them: a pinned one is covered by
+    /// the manifest's digest, an attested one by the referrer that the user trusts.
     Listing,
 }
 
@@ -98,6 +99,8 @@ pub struct Context {
     pub verify: Verify,
     /// Layers that may be fetched whole at the same time.
     fills: Arc<Semaphore>,
+    /// Changes whenever one of them moves: the sign of life for those that wait for their turn.
+    moved: watch::Sender<()>,
     /// Files that are being filled chunk by chunk.
     files: Arc<OpenFiles>,
 }
@@ -109,7 +112,24 @@ const FILLS: usize = 4;
 impl Context {
     /// What the kits of a process share.
     pub fn new(cache: Arc<Cache>, limits: Limits, verify: Verify) -> Self {
-        Self { cache, limits, verify, fills: Arc::new(Semaphore::new(FILLS)), files: Arc::default() }
+        Self {
+            cache,
+            limits,
+            verify,
+            fills: Arc::new(Semaphore::new(FILLS)),
+            moved: watch::Sender::new(()),
+            files: Arc::default(),
+        }
+    }
+
+    /// Runs what takes long, hashing or a million rows, on a blocking thread.
+    async fn off_thread<T: Send + 'static>(
+        &self,
+        what: &str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, FetchError> {
+        let lost = |_| FetchError::Lost { what: what.to_owned() };
+        tokio::task::spawn_blocking(work).await.map_err(lost)
     }
 
     /// Runs disk work on a blocking thread.
@@ -119,10 +139,7 @@ impl Context {
         work: impl FnOnce(&Cache) -> Result<T, CacheError> + Send + 'static,
     ) -> Result<T, FetchError> {
         let cache = self.cache.clone();
-        match tokio::task::spawn_blocking(move || work(&cache)).await {
-            Ok(outcome) => Ok(outcome?),
-            Err(_) => Err(FetchError::Lost { what: what.to_owned() }),
-        }
+        Ok(self.off_thread(what, move || work(&cache)).await??)
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::transfer::Transfer;
 use super::{BadIndex, Context, FetchError, Tier};
 use crate::archive::index::annotations::Pin;
-use crate::archive::index::{Chunks, Head, Index, LayerFacts};
+use crate::archive::index::{Chunks, Head, Index, IndexError, LayerFacts};
 use crate::cache::Cache;
 use crate::digest::{Digest, Mismatch, Unverified, Verified};
 use crate::modelkit::Layer;
@@ -28,6 +28,8 @@ const HELD: u64 = 4 << 20;
 const WRITTEN_AT_ONCE: usize = 64;
 /// What stands for a source where the bytes were in the cache.
 const CACHE: &str = "the cache";
+/// What stands for a source where none was asked.
+const DESCRIPTOR: &str = "its descriptor";
 
 /// An index that a manifest or a trusted referrer names for a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +49,8 @@ impl Named {
         sources: &[Arc<dyn Source>],
     ) -> Result<Head, FetchError> {
         let ask = Ask { pin: self.pin, layer: layer.digest, context, sources };
-        let (bytes, source_name) = ask.proved(self.pin.head_size, self.pin.head_digest).await?;
-        let bound = context.limits.max_inflated;
-        let parse = move || Head::parse(bytes.bytes().clone(), bound);
-        let head = ask.off_thread(parse).await?;
-        let head = head.map_err(|cause| ask.bad(&source_name, BadIndex::Invalid(cause)))?;
-        ask.check_layer(head.layer(), layer, &source_name)?;
+        let Pin { head_size, head_digest, .. } = self.pin;
+        let (head, source_name) = ask.checked(layer, head_size, head_digest, Head::parse, Head::layer).await?;
         if head.index_len() != self.pin.size {
             let cause = BadIndex::Length { named: self.pin.size, found: head.index_len() };
             return Err(ask.bad(&source_name, cause));
@@ -85,12 +83,8 @@ impl Named {
         sources: &[Arc<dyn Source>],
     ) -> Result<Index, FetchError> {
         let ask = Ask { pin: self.pin, layer: layer.digest, context, sources };
-        let (bytes, source_name) = ask.proved(self.pin.size, self.pin.digest).await?;
-        let bound = context.limits.max_inflated;
-        let decode = move || Index::decode(bytes.bytes().clone(), bound);
-        let index = ask.off_thread(decode).await?;
-        let index = index.map_err(|cause| ask.bad(&source_name, BadIndex::Invalid(cause)))?;
-        ask.check_layer(index.head().layer(), layer, &source_name)?;
+        let Pin { size, digest, .. } = self.pin;
+        let (index, _) = ask.checked(layer, size, digest, Index::decode, |index| index.head().layer()).await?;
         Ok(index)
     }
 }
@@ -110,6 +104,31 @@ impl std::fmt::Display for Ask<'_> {
 }
 
 impl Ask<'_> {
+    /// What the first `len` bytes of the index are, which have `digest`, if they keep the rules and are of the layer; and
+    /// who gave them. Nothing is asked for that is longer than the layer's index can be.
+    async fn checked<T: Send + 'static>(
+        &self,
+        layer: &Layer,
+        len: u64,
+        digest: Digest,
+        read: fn(Bytes, Option<u64>) -> Result<T, IndexError>,
+        facts: fn(&T) -> &LayerFacts,
+    ) -> Result<(T, String), FetchError> {
+        let bound = self.context.limits.max_inflated;
+        if !self.pin.fits(layer, bound) {
+            let (head, lists) = (self.pin.head_size, self.pin.size - self.pin.head_size);
+            return Err(self.bad(DESCRIPTOR, BadIndex::TooLong { head, lists, layer: layer.size }));
+        }
+        let (bytes, source_name) = self.proved(len, digest).await?;
+        let read = self.off_thread(move || read(bytes.bytes().clone(), bound)).await?;
+        let read = read.map_err(|cause| self.bad(&source_name, BadIndex::Invalid(cause)))?;
+        let found = facts(&read);
+        if !found.fit(layer) {
+            return Err(self.bad(&source_name, BadIndex::OtherLayer { found: found.digest }));
+        }
+        Ok((read, source_name))
+    }
+
     /// The first `len` bytes of the index, which have `digest`, and who gave them; kept for the next time.
     async fn proved(&self, len: u64, digest: Digest) -> Result<(Verified, String), FetchError> {
         let index = self.pin.digest;
@@ -121,7 +140,8 @@ impl Ask<'_> {
             let part = if digest == index { None } else { cache.part_of_blob(&index, 0..len)? };
             Ok(part.and_then(|part| part.verify(&digest).ok()))
         };
-        if let Some(found) = self.context.blocking(&self.to_string(), look).await? {
+        let found = self.context.blocking(&self.to_string(), look).await;
+        if let Some(found) = found.map_err(|error| self.explain(error, CACHE))? {
             return Ok((found, CACHE.to_owned()));
         }
         self.try_sources(|transfer| self.fetch(transfer, len, digest)).await
@@ -216,14 +236,7 @@ impl Ask<'_> {
 
     /// Hashing and checking, away from the threads that wait for the network.
     async fn off_thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, FetchError> {
-        self.context.blocking(&self.to_string(), move |_| Ok(work())).await
-    }
-
-    fn check_layer(&self, found: &LayerFacts, layer: &Layer, source_name: &str) -> Result<(), FetchError> {
-        if found.fit(layer) {
-            return Ok(());
-        }
-        Err(self.bad(source_name, BadIndex::OtherLayer { found: found.digest }))
+        self.context.off_thread(&self.to_string(), work).await
     }
 
     fn bad(&self, source_name: &str, cause: BadIndex) -> FetchError {
@@ -235,7 +248,8 @@ impl Ask<'_> {
         }
     }
 
-    /// What a transfer ended with, told of an index and not of a blob.
+    /// What a transfer ended with, told of an index and not of a blob. What a disk refuses, the source's or the cache's,
+    /// it would refuse again, and the layer can be read without its index.
     fn explain(&self, error: FetchError, source_name: &str) -> FetchError {
         match error {
             FetchError::Source { cause: cause @ SourceError::NotFound { .. }, .. } => {
@@ -244,6 +258,10 @@ impl Ask<'_> {
             FetchError::Source { cause: cause @ SourceError::Protocol { .. }, .. } => {
                 self.bad(source_name, BadIndex::Unfit(cause))
             }
+            FetchError::Source { cause: cause @ SourceError::Disk { .. }, .. } => {
+                self.bad(source_name, BadIndex::Unreadable(cause))
+            }
+            FetchError::Cache(cause) => self.bad(source_name, BadIndex::NotKept(cause)),
             FetchError::Source { cause, .. } => FetchError::Source { what: self.to_string(), cause },
             FetchError::Timeout { after, cause, .. } => FetchError::Timeout { what: self.to_string(), after, cause },
             other => other,

@@ -16,14 +16,11 @@ use crate::digest::{Digest, Unverified, Verified};
 use crate::modelkit::filter::Filters;
 use crate::modelkit::index::{ImageIndex, Platform};
 use crate::modelkit::kit::Kit as KitDocument;
-use crate::modelkit::manifest::{Document, Manifest};
+use crate::modelkit::manifest::{Document, MAX_CONFIG, Manifest};
 use crate::modelkit::plan::{Chain, plan};
 use crate::modelkit::{KitfileSource, Plan};
 use crate::reference::{Location, Reference};
 use crate::source::{self, BlobId, Connection, KitStorage, Source, SourceError};
-
-/// The largest config or Kitfile layer that is read into memory.
-const MAX_CONFIG: u64 = 4 << 20;
 
 /// What the user asks for.
 #[derive(Debug, Clone)]
@@ -270,7 +267,7 @@ impl Resolver<'_> {
             Ok(digest) => {
                 if !locals.is_empty() {
                     let key = name.clone();
-                    self.keep(&name, move |cache| cache.remember_tag(&key, &digest)).await?;
+                    self.keep(&name, move |cache| cache.remember(&key, &digest)).await?;
                 }
                 return Ok(digest);
             }
@@ -287,7 +284,7 @@ impl Resolver<'_> {
         }
         let known = self.context.blocking(&name, {
             let name = name.clone();
-            move |cache| cache.known_tag(&name)
+            move |cache| cache.known(&name)
         });
         let Some(known) = known.await? else { return Err(error) };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

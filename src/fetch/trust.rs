@@ -151,16 +151,20 @@ async fn by_rule(
     warnings: &mut Vec<String>,
 ) {
     let mut refused = Vec::new();
+    // Kit's storage answers always; whether somebody is away is for the last source to say, the kit's own place.
+    let mut is_away = false;
     let key = format!("{}@{} {MEDIA_TYPE}", origin.repository, origin.digest);
     for source in &origin.sources {
         let what = format!("the list of what refers to {}", origin.digest);
         let mut found = match resolver.retried(&what, || source.referrers(&origin.digest, MEDIA_TYPE)).await {
             Ok(found) => found,
             Err(error) => {
+                is_away = error.is_unreachable();
                 refused.push(chain(&error));
                 continue;
             }
         };
+        is_away = false;
         // In an order that is the same everywhere and every time.
         found.sort_unstable();
         found.dedup();
@@ -169,16 +173,16 @@ async fn by_rule(
                 Ok(pins) => {
                     let digest = *digest;
                     // Without the note, the rule is of no use while the registry is away.
-                    let _ = resolver.keep(&what, move |cache| cache.remember_tag(&key, &digest)).await;
+                    let _ = resolver.keep(&what, move |cache| cache.remember(&key, &digest)).await;
                     return add(attested, kit, pins);
                 }
                 Err(why) => refused.push(why),
             }
         }
     }
-    // Where no source could be asked, what the rule led to the last time.
-    if !refused.is_empty()
-        && let Ok(Some(known)) = resolver.context.blocking(&key.clone(), move |cache| cache.known_tag(&key)).await
+    // What the rule led to the last time stands in for an answer, never against one.
+    if is_away
+        && let Ok(Some(known)) = resolver.context.blocking(&key.clone(), move |cache| cache.known(&key)).await
         && let Ok(pins) = vouched(resolver, origin, &known.digest).await
     {
         return add(attested, kit, pins);

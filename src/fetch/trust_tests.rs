@@ -18,7 +18,8 @@ use crate::source::{BlobId, ByteStream, Connection, Source, SourceError};
 struct Repository {
     manifests: BTreeMap<Digest, Vec<u8>>,
     listed: Vec<Digest>,
-    broken: bool,
+    /// What the list of referrers is refused with, where it is.
+    refusal: Option<SourceError>,
 }
 
 impl Repository {
@@ -71,7 +72,7 @@ impl Source for Repository {
     }
 
     async fn referrers(&self, _: &Digest, _: &str) -> Result<Vec<Digest>, SourceError> {
-        if self.broken { Err(Self::missing("the API")) } else { Ok(self.listed.clone()) }
+        self.refusal.clone().map_or_else(|| Ok(self.listed.clone()), Err)
     }
 }
 
@@ -104,6 +105,15 @@ fn kit() -> Digest {
 /// What is named for layers `a` and `b` of a kit in `registry.internal/team/a`, by their sizes, and the warnings.
 async fn named(repository: Repository, patterns: &[&str]) -> (Vec<Option<u64>>, Vec<String>) {
     let dir = tempfile::tempdir().expect("temporary directory");
+    named_in(&dir, repository, patterns).await
+}
+
+/// The same with the cache that is in a directory.
+async fn named_in(
+    dir: &tempfile::TempDir,
+    repository: Repository,
+    patterns: &[&str],
+) -> (Vec<Option<u64>>, Vec<String>) {
     let cache = Arc::new(Cache::open(&dir.path().join("cache")).expect("a cache"));
     let context = Context::new(cache, Limits::default(), Verify::Strict);
     let access = Access { connection: Connection::default(), kit_home: dir.path().to_owned() };
@@ -140,9 +150,10 @@ async fn a_rule_takes_the_referrers_of_the_repositories_that_it_covers() {
 
 #[tokio::test]
 async fn without_a_rule_no_referrer_is_asked_for() {
-    let (sizes, warnings) = named(Repository { broken: true, ..Repository::default() }, &[]).await;
+    let broken = || Repository { refusal: Some(Repository::missing("the API")), ..Repository::default() };
+    let (sizes, warnings) = named(broken(), &[]).await;
     assert_eq!((sizes, warnings.len()), (vec![None, None], 0));
-    let (sizes, warnings) = named(Repository { broken: true, ..Repository::default() }, &["*"]).await;
+    let (sizes, warnings) = named(broken(), &["*"]).await;
     assert_eq!((sizes, warnings.len()), (vec![None, None], 1), "{warnings:?}");
 }
 
@@ -171,5 +182,28 @@ async fn referrers_that_are_not_what_they_should_be_are_passed_over_with_a_warni
     assert_eq!(warnings.len(), 3);
     for why in ["it is about", "its artifactType is \"application/x\"", "is not in the test"] {
         assert!(warnings.iter().any(|warning| warning.contains(why)), "{why}: {warnings:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_rule_led_to_before_stands_in_for_a_registry_that_is_away_and_for_no_answer() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut repository = Repository::default();
+    repository.attest(&kit(), &layers(), 144, |_| {});
+    assert_eq!(named_in(&dir, repository, &["*"]).await.0, [Some(144), Some(144)]);
+
+    let source_name = "the test".to_owned();
+    let away = SourceError::Transport { source_name, what: "no answer".to_owned(), cause: None };
+    let away = Repository { refusal: Some(away), ..Repository::default() };
+    assert_eq!(named_in(&dir, away, &["*"]).await.0, [Some(144), Some(144)]);
+
+    let forbidden =
+        SourceError::Forbidden { host: "the test".to_owned(), what: "the list".to_owned(), tried: String::new() };
+    let forbidden = Repository { refusal: Some(forbidden), ..Repository::default() };
+    let mut changed = Repository::default();
+    changed.attest(&kit(), &layers(), 208, |manifest| manifest["artifactType"] = json!("application/x"));
+    for answer in [forbidden, changed] {
+        let (sizes, warnings) = named_in(&dir, answer, &["*"]).await;
+        assert_eq!((sizes, warnings.len()), (vec![None, None], 1), "{warnings:?}");
     }
 }

@@ -5,8 +5,9 @@
 //!
 //! - a directory is complete when every layer whose root holds it is listed and every layer rooted right in it is
 //!   probed; only then is it read, and a name not in it missing. So a listing never changes after its first reply;
-//! - a directory's mode is that of the first layer, in the plan's order, that names it (`kit unpack` leaves it so); while
-//!   a layer below is not probed yet, the mode may still change, and [`Tree::is_settled`] says so;
+//! - a directory's mode is that of the first layer, in the plan's order, that names it (`kit unpack` leaves it so), and the
+//!   default where none does; while a layer that may name it is not known so far, the mode may still change, and
+//!   [`Tree::is_settled`] says so;
 //! - where two layers disagree, what came first stays and the [`Conflict`] is reported.
 //!
 //! Node ids are positions. Inode numbers are a hash of the path keyed by the manifest's digest: the same after a restart,
@@ -93,8 +94,9 @@ pub struct Node {
     name: Box<[u8]>,
     /// Sorted by name; empty for what is not a directory.
     children: Vec<NodeId>,
-    /// Layers at or below this directory that are not probed yet.
-    unprobed: u32,
+    /// Layers that may still name this directory: those rooted below that are not probed yet, and those rooted here whose
+    /// probe has not seen its entry.
+    unsure: u32,
 }
 
 impl Node {
@@ -113,6 +115,8 @@ impl Node {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Known {
     Nothing,
+    /// That its root is a directory, of which an entry may come yet.
+    Below,
     Root,
     All,
 }
@@ -176,7 +180,7 @@ impl Tree {
             parent: NodeId::ROOT,
             name: Box::default(),
             children: Vec::new(),
-            unprobed: 0,
+            unsure: 0,
         };
         let mut tree = Self {
             key: (word(0), word(8)),
@@ -193,17 +197,31 @@ impl Tree {
             let root = tree.layers[index].0.clone();
             for dir in root.ancestors() {
                 let node = tree.make_dirs(&dir);
-                tree.nodes[node.index()].unprobed += 1;
+                tree.nodes[node.index()].unsure += 1;
             }
         }
         tree.sort_children();
         tree
     }
 
-    /// Adds what a probe told: the directories on the way to the layer's root and, if it is one, the root itself.
+    /// Adds what a probe told of a layer whose root is a directory: those on the way to it and the root itself, as far as
+    /// the layer names them. What it does not name is there all the same, as `kit unpack` creates it.
     pub fn add_probe(&mut self, layer: usize, dirs: impl IntoIterator<Item = (TreePath, Meta)>) -> Vec<Conflict> {
-        let conflicts = self.add(layer, dirs.into_iter().map(|(path, meta)| (path, meta, u32::MAX)));
-        self.learn(layer, Known::Root);
+        let root = self.layers[layer].0.clone();
+        let mut known = Known::Below;
+        let dirs = dirs.into_iter().map(|(path, meta)| {
+            if path == root {
+                known = Known::Root;
+            }
+            (path, meta, u32::MAX)
+        });
+        let mut conflicts = self.add(layer, dirs);
+        let node = self.make_dirs(&root);
+        if !self.is_dir(node) && conflicts.is_empty() {
+            conflicts.push(Conflict { path: root, first: self.nodes[node.index()].origin, second: layer });
+        }
+        self.sort_children();
+        self.learn(layer, known);
         conflicts
     }
 
@@ -226,11 +244,21 @@ impl Tree {
         if before == Known::Nothing {
             let root = self.layers[layer].0.clone();
             for dir in root.ancestors() {
-                if let Some(node) = self.find(&dir) {
-                    let unprobed = &mut self.nodes[node.index()].unprobed;
-                    *unprobed = unprobed.saturating_sub(1);
-                }
+                self.count_unsure(&dir, |unsure| unsure.saturating_sub(1));
             }
+        }
+        let root = self.layers[layer].0.clone();
+        match (before, known) {
+            (Known::Nothing, Known::Below) => self.count_unsure(&root, |unsure| unsure + 1),
+            (Known::Below, Known::Root | Known::All) => self.count_unsure(&root, |unsure| unsure.saturating_sub(1)),
+            _ => {}
+        }
+    }
+
+    fn count_unsure(&mut self, dir: &TreePath, count: impl Fn(u32) -> u32) {
+        if let Some(node) = self.find(dir) {
+            let unsure = &mut self.nodes[node.index()].unsure;
+            *unsure = count(*unsure);
         }
     }
 
@@ -309,7 +337,7 @@ impl Tree {
         self.unsorted.insert(dir);
         self.by_ino.insert(ino, id);
         let name = name.into();
-        self.nodes.push(Node { ino, meta, origin, parent: dir, name, children: Vec::new(), unprobed: 0 });
+        self.nodes.push(Node { ino, meta, origin, parent: dir, name, children: Vec::new(), unsure: 0 });
         id
     }
 
@@ -387,7 +415,7 @@ impl Tree {
 
     /// Whether a node's attributes are final.
     pub fn is_settled(&self, id: NodeId) -> bool {
-        self.nodes[id.index()].unprobed == 0
+        self.nodes[id.index()].unsure == 0
     }
 
     /// Looks a name up in a directory.

@@ -59,6 +59,38 @@ fn the_first_layer_that_names_a_directory_decides_its_mode() {
 }
 
 #[test]
+fn a_root_that_its_layer_does_not_name_is_a_directory_all_the_same() {
+    let mut tree = tree(&["a/b", "late"]);
+    assert!(tree.add_probe(0, []).is_empty());
+    assert!(tree.add_probe(1, []).is_empty());
+    assert_eq!(
+        (names(&tree, "."), names(&tree, "a")),
+        (vec!["Kitfile".into(), "a".into(), "late".into()], vec!["b".into()])
+    );
+    let node = |tree: &Tree, at: &str| tree.find(&path(at)).expect("exists");
+    for at in ["a/b", "late"] {
+        assert_eq!(tree.node(node(&tree, at)).meta, dir(DEFAULT_DIR_MODE), "{at}");
+        assert!(!tree.is_settled(node(&tree, at)), "{at}: its entry may stand behind others");
+    }
+    assert!(tree.is_settled(node(&tree, "a")));
+    assert_eq!(tree.children(node(&tree, "late")), Err(vec![Need::Listing(1)]));
+    tree.add_listing(0, [(path("a/b/x"), file(1))]);
+    tree.add_listing(1, [(path("late"), dir(0o700)), (path("late/x"), file(1))]);
+    for (at, mode) in [("a/b", DEFAULT_DIR_MODE), ("late", 0o700)] {
+        assert_eq!(tree.node(node(&tree, at)).meta.mode, mode, "{at}");
+        assert!(tree.is_settled(node(&tree, at)), "{at}");
+    }
+}
+
+#[test]
+fn a_root_that_its_layer_does_not_name_conflicts_with_a_file() {
+    let mut tree = tree(&["a", "a"]);
+    tree.add_listing(0, [(path("a"), file(1))]);
+    let conflicts = tree.add_probe(1, []);
+    assert_eq!(conflicts, [Conflict { path: path("a"), first: Origin::Layer { layer: 0, entry: 0 }, second: 1 }]);
+}
+
+#[test]
 fn what_two_layers_claim_stays_with_the_first_and_is_reported() {
     let mut tree = tree(&["a", "a/b"]);
     assert!(tree.add_listing(1, [(path("a"), dir(0o755)), (path("a/b"), file(1))]).is_empty());

@@ -4,9 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use super::layout::{DIGEST_LEN, HEADER_LEN};
+use super::layout::{DIGEST_LEN, HEADER_LEN, RECORD_LEN};
 use super::{MAX_HEAD, MAX_INDEX};
+use crate::archive::inflate;
 use crate::digest::Digest;
+use crate::modelkit::{Compression, Format, Layer};
+use crate::object::CHUNK_SIZE;
 
 /// The media type of an index, and the artifact type of the referrer that keeps indexes beside a kit.
 pub const MEDIA_TYPE: &str = "application/vnd.kitfs.index.v1";
@@ -100,6 +103,26 @@ impl Pin {
         Self::with_head(digest, size, get(HEAD)?).map(Some)
     }
 
+    /// Whether the index of a layer can have these sizes. `max_inflated` as in [`Head::parse`](super::Head::parse). It bounds
+    /// what a mount fetches by what the kit's layers are said to have, whoever vouches for the index.
+    pub fn fits(&self, layer: &Layer, max_inflated: Option<u64>) -> bool {
+        let inflated = match layer.compression {
+            Compression::None => layer.size,
+            Compression::Gzip | Compression::Zstd => inflate::can_inflate(layer.compression, layer.size)
+                .min(max_inflated.unwrap_or_else(|| inflate::max_inflated(layer.size))),
+        };
+        let entries = match layer.format {
+            Format::Raw { .. } => RECORD_LEN as u64,
+            // A tar's header takes 512 bytes and holds up to 256 of a path and 100 of a link's target. With the record's 76
+            // that is less; and longer names stand in the tar as well, behind a header of their own.
+            Format::Tar => inflated,
+        };
+        // A file has a list if it is longer than a chunk, so that it has less than two chunks a MiB.
+        let chunks = inflated.saturating_mul(2) / u64::from(CHUNK_SIZE);
+        let lists = self.size.saturating_sub(self.head_size);
+        self.head_size <= entries.saturating_add(HEADER_LEN as u64) && lists <= chunks * DIGEST_LEN as u64
+    }
+
     /// The annotations of the index's own descriptor in a referrer, where it is of `layer`.
     pub fn referrer_annotations(&self, layer: &Digest) -> [(&'static str, String); 2] {
         [(LAYER, layer.to_string()), (HEAD, format!("{}:{}", self.head_size, self.head_digest))]
@@ -146,6 +169,27 @@ fn decimal(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::archive::testing::{Tar, index_of};
+    use crate::modelkit::Kind;
+    use crate::path::TreePath;
+
+    fn layer() -> Layer {
+        Layer {
+            digest: Digest::of(b"layer"),
+            size: 0,
+            diff_id: None,
+            media_type: String::new(),
+            annotations: BTreeMap::new(),
+            kind: Kind::Model,
+            name: None,
+            path: String::new(),
+            format: Format::Tar,
+            compression: Compression::None,
+            root: TreePath::root(),
+            prefix: TreePath::root(),
+            kit: 0,
+        }
+    }
 
     fn pin() -> Pin {
         Pin { digest: Digest::of(b"index"), size: 1000 + 64, head_digest: Digest::of(b"head"), head_size: 1000 }
@@ -192,6 +236,43 @@ mod tests {
             let mut annotations = annotations(&pin());
             annotations.remove(key);
             assert_eq!(Pin::read(&annotations), Err(InvalidPin::Missing { key }));
+        }
+    }
+
+    #[test]
+    fn an_index_is_no_longer_than_its_layer_can_have() {
+        let raw = Format::Raw { mode: 0o644, mtime: 0, stated_size: None };
+        let fits = |head_size, lists, format: &Format, compression, size| {
+            let layer = Layer { format: format.clone(), compression, size, ..layer() };
+            Pin { head_size, size: head_size + lists, ..pin() }.fits(&layer, None)
+        };
+        let (none, gzip, zstd) = (Compression::None, Compression::Gzip, Compression::Zstd);
+        assert!(fits(112 + 1024, 0, &Format::Tar, none, 1024) && !fits(113 + 1024, 0, &Format::Tar, none, 1024));
+        assert!(fits(112, 64, &Format::Tar, none, 1 << 20) && !fits(112, 96, &Format::Tar, none, 1 << 20));
+        assert!(fits(188, 96, &raw, none, (2 << 20) + 1) && !fits(189, 0, &raw, none, 1 << 30));
+        assert!(fits(188, 32 << 10, &raw, gzip, 1 << 20) && !fits(188, 32 << 20, &raw, gzip, 1 << 20));
+        assert!(fits(1 << 20, 0, &Format::Tar, gzip, 1024) && !fits(2 << 20, 0, &Format::Tar, gzip, 1024));
+        assert!(fits(32 << 20, 0, &Format::Tar, zstd, 1024) && !fits(33 << 20, 0, &Format::Tar, zstd, 1024));
+        assert!(!fits(2 << 30, 0, &Format::Tar, zstd, 1 << 20), "it may not inflate so far");
+        assert!(fits(112, 0, &Format::Tar, none, 0) && fits(MAX_HEAD, 0, &Format::Tar, none, u64::MAX));
+    }
+
+    /// The head of a tar whose names are as long as they can be without records of their own, and with them.
+    #[test]
+    fn the_names_of_a_tar_take_more_there_than_in_its_index() {
+        let full = Tar::new().header(&[b'n'; 100], b'2', 0, |header| {
+            header.as_ustar_mut().expect("ustar").prefix = [b'p'; 155];
+            header.as_old_mut().linkname = [b't'; 100];
+        });
+        let long = "l".repeat(250);
+        let paths: Vec<_> = ["a", "b"].map(|last| format!("{long}/{long}/{long}/{last}")).into();
+        let longer = Tar::new().pax(&[("path", paths[0].as_bytes())]).file("f", b"");
+        let longest = longer.pax(&[("path", paths[1].as_bytes()), ("linkpath", &[b't'; 4000])]).symlink("f", b"x");
+        for tar in [full, longest] {
+            let entries = tar.clone().0.len() as u64;
+            let index = index_of(&tar.end()).expect("sound");
+            let head = index.pin().head_size - HEADER_LEN as u64;
+            assert!(head > 256 && head <= entries, "{head} of {entries}");
         }
     }
 

@@ -84,36 +84,9 @@ impl<B: AsRef<[u8]>> Head<B> {
         self.records().binary_search_by(|record| self.path_of(record).cmp(path)).ok()
     }
 
-    /// Where the entries below a directory stand, at any depth and without itself: they are neighbours.
-    pub fn below(&self, directory: &[u8]) -> Range<usize> {
-        let records = self.records();
-        if directory.is_empty() {
-            return usize::from(self.find(b"").is_some())..records.len();
-        }
-        // `a`, `a-b`, `a/x`, `a0`: whatever sorts between a directory and what lies below it goes on with less than a slash.
-        let start = records.partition_point(|record| match self.path_of(record).strip_prefix(directory) {
-            Some(rest) => rest.first().is_none_or(|byte| *byte < b'/'),
-            None => self.path_of(record) < directory,
-        });
-        let within =
-            |record: &Record| self.path_of(record).strip_prefix(directory).is_some_and(|rest| rest.starts_with(b"/"));
-        start..start + records[start..].partition_point(within)
-    }
-
-    /// What a directory holds. Those that no entry names are among it, where something lies below them.
-    pub fn children(&self, directory: &[u8]) -> Children<'_, B> {
-        let prefix = if directory.is_empty() { 0 } else { directory.len() + 1 };
-        Children { head: self, prefix, rest: self.below(directory) }
-    }
-
     /// The bytes that were parsed.
     pub(super) fn all_bytes(&self) -> &[u8] {
         self.bytes.as_ref()
-    }
-
-    /// Gives up the parsed form.
-    pub fn into_bytes(self) -> B {
-        self.bytes
     }
 
     fn records(&self) -> &[Record] {
@@ -248,49 +221,5 @@ impl<'a> Row<'a> {
 impl fmt::Debug for Row<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.to_entry(), f)
-    }
-}
-
-/// A name in a directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Child<'a> {
-    /// The last component of its path.
-    pub name: &'a [u8],
-    /// Where its entry stands; `None` for a directory that no entry names.
-    pub position: Option<usize>,
-}
-
-/// What a directory holds, each name once. They come in the order of the entries; a directory that no entry names comes
-/// where the first below it stands.
-#[derive(Debug)]
-pub struct Children<'a, B> {
-    head: &'a Head<B>,
-    /// How much of each path is the directory's, with its slash.
-    prefix: usize,
-    rest: Range<usize>,
-}
-
-impl<'a, B: AsRef<[u8]>> Iterator for Children<'a, B> {
-    type Item = Child<'a>;
-
-    fn next(&mut self) -> Option<Child<'a>> {
-        let head = self.head;
-        while !self.rest.is_empty() {
-            let at = self.rest.start;
-            let path = head.row(at)?.path();
-            let name = path.get(self.prefix..)?;
-            let Some(slash) = name.iter().position(|byte| *byte == b'/') else {
-                self.rest.start += 1;
-                return Some(Child { name, position: Some(at) });
-            };
-            // The first below a directory, whose own entry came before, if there is one. All below it is skipped.
-            let (below, directory) = (&path[..=self.prefix + slash], &path[..self.prefix + slash]);
-            let within = |record: &Record| head.path_of(record).starts_with(below);
-            self.rest.start += head.records()[self.rest.clone()].partition_point(within);
-            if head.find(directory).is_none() {
-                return Some(Child { name: &name[..slash], position: None });
-            }
-        }
-        None
     }
 }

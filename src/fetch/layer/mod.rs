@@ -316,10 +316,9 @@ impl LayerFetch {
         }
     }
 
-    fn poison_layer(&self, why: String) -> FetchError {
+    fn poison_layer(&self, why: String) {
         tracing::error!(layer = %self.layer.digest, %why, "layer refused until the next mount");
-        self.lock_poison().layer = Some(why.clone());
-        FetchError::Poisoned { layer: self.layer.digest, why }
+        self.lock_poison().layer = Some(why);
     }
 
     fn what(&self) -> String {
@@ -362,6 +361,11 @@ impl LayerFetch {
             }
         }
         Err(last)
+    }
+
+    /// Runs what takes long on a blocking thread.
+    async fn off_thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, FetchError> {
+        self.context.off_thread(&self.what(), work).await
     }
 
     /// Runs disk work on a blocking thread.

@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::LayerFetch;
+use super::{Known, LayerFetch};
 use crate::archive::EntryKind;
 use crate::archive::index::Head;
 use crate::digest::Unverified;
@@ -16,9 +16,31 @@ use crate::fetch::{FetchError, Verify};
 use crate::modelkit::Compression;
 
 impl LayerFetch {
-    pub(super) fn listing_of(&self, head: &Head) -> Result<Arc<Listing>, FetchError> {
+    /// What is known, as a listing.
+    pub(super) async fn listing_of(self: &Arc<Self>, known: &Known) -> Result<Arc<Listing>, FetchError> {
+        let (this, known) = (self.clone(), known.clone());
+        self.off_thread(move || this.rows_of(known.head()).map(Arc::new)).await?
+    }
+
+    /// The rows of a head: a path and an entry of their own for each, so that a million take long.
+    fn rows_of(&self, head: &Head) -> Result<Listing, FetchError> {
         let entries = head.rows().map(|row| row.to_entry()).collect();
-        Ok(Arc::new(Listing::new(&self.layer, entries, true)?))
+        Listing::new(&self.layer, entries, true)
+    }
+
+    /// What the layer's root is, by what is known.
+    fn root_of(&self, head: &Head) -> Result<Probe, FetchError> {
+        let listing = self.rows_of(head)?;
+        let root = &self.layer.root;
+        let own = listing.rows.iter().find(|(path, _)| path == root);
+        if own.is_some_and(|(_, entry)| entry.kind != EntryKind::Directory) {
+            return Ok(Probe::File(Arc::new(listing)));
+        }
+        if !listing.rows.iter().any(|(path, _)| path.is_within(root)) {
+            return Ok(Probe::Unknown);
+        }
+        let dirs = listing.rows.iter().filter(|(path, _)| root.is_within(path));
+        Ok(Probe::Directory(dirs.map(|(path, entry)| (path.clone(), listing::meta(entry))).collect()))
     }
 
     /// What the layer's root is. One small read, or none where the layer is known.
@@ -30,14 +52,8 @@ impl LayerFetch {
 
     async fn probe_now(self: &Arc<Self>) -> Result<Probe, FetchError> {
         if let Some(known) = self.look_for_index().await? {
-            let listing = self.listing_of(known.head())?;
-            let root = listing.rows.iter().find(|(path, _)| *path == self.layer.root);
-            let is_file = root.is_some_and(|(_, entry)| entry.kind != EntryKind::Directory);
-            if is_file {
-                return Ok(Probe::File(listing));
-            }
-            let dirs = listing.metas().filter(|(path, _)| self.layer.root.is_within(path));
-            return Ok(Probe::Directory(dirs.collect()));
+            let this = self.clone();
+            return self.off_thread(move || this.root_of(known.head())).await?;
         }
         if self.context.verify == Verify::Listing {
             return Ok(Probe::Unknown);
@@ -54,7 +70,7 @@ impl LayerFetch {
 
     async fn list_now(self: &Arc<Self>) -> Result<Arc<Listing>, FetchError> {
         if let Some(known) = self.look_for_index().await? {
-            return self.listing_of(known.head());
+            return self.listing_of(&known).await;
         }
         if self.context.verify != Verify::Listing {
             if let Probe::File(listing) = self.probe().await? {
@@ -67,14 +83,14 @@ impl LayerFetch {
             }
         }
         let index = self.fill().await?;
-        self.listing_of(index.head())
+        self.listing_of(&Known::Derived(index)).await
     }
 
     /// Everything the layer holds, if that costs little: from its headers, or, for a small layer, by fetching it. For a
     /// look ahead.
     pub async fn cheap_listing(self: &Arc<Self>) -> Result<Option<Arc<Listing>>, FetchError> {
         if let Some(known) = self.look_for_index().await? {
-            return self.listing_of(known.head()).map(Some);
+            return self.listing_of(&known).await.map(Some);
         }
         if let Probe::File(listing) = self.probe().await? {
             return Ok(Some(listing));
@@ -92,7 +108,7 @@ impl LayerFetch {
     /// Names by headers alone, with no fill: for `--verify=none`.
     pub async fn unverified_listing(self: &Arc<Self>) -> Result<Arc<Listing>, FetchError> {
         if let Some(known) = self.look_for_index().await? {
-            return self.listing_of(known.head());
+            return self.listing_of(&known).await;
         }
         if let Probe::File(listing) = self.probe().await? {
             return Ok(listing);

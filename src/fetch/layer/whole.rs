@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::AbortHandle;
 
-use super::LayerFetch;
+use super::{Known, LayerFetch};
 use crate::archive::index::Index;
 use crate::fetch::fill::index_key;
 use crate::fetch::listing::Probe;
@@ -13,8 +14,21 @@ use crate::fetch::pass::{Failure, pass};
 use crate::fetch::transfer::Transfer;
 use crate::fetch::{FetchError, while_progressing};
 
-/// How often a pass that waits for its turn tells its waiters so.
-const QUEUED: Duration = Duration::from_secs(1);
+/// How often a pass tells those behind it that it moves, at most.
+const TOLD: Duration = Duration::from_secs(1);
+
+/// A place among the fills of this process. While it is held, those who wait for one are told that this one moves.
+#[derive(Debug)]
+pub(super) struct Turn {
+    _permit: OwnedSemaphorePermit,
+    telling: AbortHandle,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.telling.abort();
+    }
+}
 
 impl LayerFetch {
     /// Fetches the layer whole, keeps its content, and waits for it as long as it makes progress.
@@ -29,7 +43,7 @@ impl LayerFetch {
                 async move { job.run(&transfer).await }
             };
             let filled = this.read_whole(fill).await?;
-            this.accept(filled)
+            this.accept(filled).await
         });
         while_progressing(fill, self.progress(), &self.context.limits, &self.what()).await
     }
@@ -104,27 +118,44 @@ impl LayerFetch {
         }
     }
 
-    /// Waits for its turn among the fills of this process. Those ahead make progress or end, so waiting is progress too.
-    pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, FetchError> {
+    /// Waits for its turn among the fills of this process. As long as one of those ahead moves, waiting is progress too.
+    pub(super) async fn turn(&self) -> Result<Turn, FetchError> {
         let mut turn = std::pin::pin!(self.context.fills.clone().acquire_owned());
-        loop {
-            match tokio::time::timeout(QUEUED, &mut turn).await {
-                Ok(permit) => return permit.map_err(|_| FetchError::Lost { what: self.what() }),
-                Err(_) => self.progress.send_modify(|_| {}),
+        let mut moved = self.context.moved.subscribe();
+        let permit = loop {
+            tokio::select! {
+                biased;
+                permit = &mut turn => break permit.map_err(|_| FetchError::Lost { what: self.what() })?,
+                // The sender is in the context, so that this does not fail.
+                _ = moved.changed() => self.progress.send_modify(|_| {}),
             }
-        }
+        };
+        let (mut own, moved) = (self.progress.subscribe(), self.context.moved.clone());
+        let telling = tokio::spawn(async move {
+            let mut received = *own.borrow_and_update();
+            moved.send_replace(());
+            loop {
+                // Once a second is often enough, and pieces come a thousand times as often.
+                tokio::time::sleep(TOLD).await;
+                // Bytes count and nothing else: what waits for a turn tells those who wait for this layer so, too.
+                let Ok(now) = own.wait_for(|now| *now != received).await.map(|now| *now) else { return };
+                received = now;
+                moved.send_replace(());
+            }
+        });
+        Ok(Turn { _permit: permit, telling: telling.abort_handle() })
     }
 
     /// Takes the index of a verified layer, unless it contradicts what was told before: by headers, or by the index that
     /// is named for the layer.
-    pub(super) fn accept(&self, index: Arc<Index>) -> Result<Arc<Index>, FetchError> {
+    pub(super) async fn accept(self: &Arc<Self>, index: Arc<Index>) -> Result<Arc<Index>, FetchError> {
         let told = self.listing.done().or_else(|| match self.probe.done() {
             Some(Probe::File(listing)) => Some(listing),
             Some(Probe::Directory(_) | Probe::Unknown) | None => None,
         });
         if let Some(told) = told {
-            let found = self.listing_of(index.head())?;
-            if let Some(what) = found.difference(&told) {
+            let found = self.listing_of(&Known::Derived(index.clone())).await?;
+            if let Some(what) = self.off_thread(move || found.difference(&told)).await? {
                 return Err(self.differs(what));
             }
         }
@@ -144,3 +175,7 @@ impl LayerFetch {
         error
     }
 }
+
+#[cfg(test)]
+#[path = "whole_tests.rs"]
+mod tests;
