@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use kitfs::digest::Digest;
 use serde_json::{Value, json};
 use support::kit::{KitBuilder, huge_tar};
+use support::kithome::import;
 use support::program::{Kitfs, recorded, tree_of};
-use support::{Fault, FaultServer, Registry, RegistryOptions, data, layouts};
+use support::{Auth, Fault, FaultServer, Login, Registry, RegistryOptions, data, eventually, layouts};
 
 /// The digest of the tiny-llm fixture's manifest.
 const TINY: &str = "sha256:0f4b22aefbde7a60a25b5d22ef4090dde0aa0e7622142cbcdc7165537b4602b4";
@@ -294,6 +295,86 @@ fn an_upload_that_breaks_is_made_again() {
 }
 
 #[test]
+fn an_upload_whose_token_ran_out_is_made_again_at_once() {
+    let (server, kitfs) = (FaultServer::empty("team/copy"), Kitfs::new());
+    server.set_auth(Auth::Bearer { realm: None, login: Login::Anyone, expires_in: 3600 });
+    let source = FaultServer::empty("team/kit");
+    let served = KitBuilder::new().content("model", "a.bin", huge_tar("a.bin", 5, 10 << 20)).serve(&source, "v1");
+    // The index is made, so that the layer is read to be copied alone; it comes in one go, and stops on its way.
+    kitfs.ok(&["cat", &served.reference, "a.bin"]);
+    let layer = served.layers[0];
+    source.fault(layer, Fault::IgnoreRange);
+    let gate = source.hold(layer, 9 << 20);
+    let mut child = kitfs.command(["index", &served.reference, &server.reference("v1")]).spawn().expect("runs");
+    gate.wait_until_reached_by(1);
+    let is_under_way = || server.uploaded_for(layer) > 0;
+    eventually("the upload is under way", is_under_way);
+    server.revoke_tokens();
+    let released = Instant::now();
+    gate.release();
+    assert!(child.wait().expect("ends").success());
+    assert!(released.elapsed() < Duration::from_secs(5), "{:?}", released.elapsed());
+    let sent = server.requests_to(layer).iter().filter(|request| request.method == "PUT").count();
+    assert_eq!((sent, server.holds(&layer)), (2, true), "refused, then sent again whole");
+}
+
+#[test]
+fn a_source_that_lacks_a_blob_opens_no_upload() {
+    let (server, source, kitfs) = (FaultServer::empty("team/copy"), FaultServer::empty("team/kit"), Kitfs::new());
+    let served = KitBuilder::new().content("model", "a.bin", huge_tar("a.bin", 5, 1 << 20)).serve(&source, "v1");
+    // kit's storage is asked first, and has nothing.
+    as_json(&kitfs, &[&served.reference, &server.reference("v1")]);
+    let to_layer = server.requests_to(served.layers[0]).iter().filter(|request| request.method == "PUT").count();
+    assert_eq!(
+        (to_layer, server.requests_for("uploads")),
+        (1, 4),
+        "the layer, the config, the index, the empty config"
+    );
+}
+
+#[test]
+fn what_was_missing_beside_a_tag_that_was_there_is_told() {
+    let (server, kitfs) = (FaultServer::empty("team/copy"), Kitfs::new());
+    let source = tiny();
+    let target = server.reference("v1");
+    let first = as_json(&kitfs, &[&source, &target]);
+    assert_eq!((&first["wrote"]["kit"], &first["wrote"]["referrer"]), (&json!(true), &json!(true)));
+    // From now on the list of referrers is another one, and empty.
+    server.enable_referrers();
+    let second = as_json(&kitfs, &[&source, &target]);
+    assert_eq!(second["changed"], true);
+    assert_eq!(second["wrote"], json!({"kit": false, "referrer": true, "blobs": 0}));
+    let note = "the kit was there already, and something was missing; added: the referrer that keeps its indexes";
+    assert_eq!(second["notes"].as_array().and_then(|notes| notes.last()), Some(&json!(note)));
+    server.remove(&index_digests(&first)[0].parse().expect("a digest"));
+    let said = kitfs.run(&["index", &source, &target]);
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("something was missing; added: 1 blobs") && !said.contains("nothing has changed"), "{said}");
+    let last = as_json(&kitfs, &[&source, &target]);
+    assert_eq!((&last["changed"], last["notes"].to_string().contains("nothing has changed")), (&json!(false), true));
+}
+
+#[test]
+fn a_tag_that_somebody_took_meanwhile_is_not_moved() {
+    let (server, kitfs) = (FaultServer::empty("team/copy"), Kitfs::new());
+    let source = FaultServer::empty("team/kit");
+    let served = KitBuilder::new().content("model", "a.bin", huge_tar("a.bin", 5, 2 << 20)).serve(&source, "v1");
+    // The index is made, so that the layer is read to be copied alone.
+    kitfs.ok(&["cat", &served.reference, "a.bin"]);
+    let gate = source.hold(served.layers[0], 1 << 20);
+    let mut command = kitfs.command(["index", &served.reference, &server.reference("v1")]);
+    let child = command.stderr(std::process::Stdio::piped()).spawn().expect("runs");
+    gate.wait_until_reached_by(1);
+    let theirs = server.add_manifest("v1", json!({"schemaVersion": 2}).to_string());
+    gate.release();
+    let output = child.wait_with_output().expect("ends");
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("--replace") && error.contains(&theirs.to_string()), "{error}");
+    let writes = server.requests_to("v1").iter().filter(|request| request.method == "PUT").count();
+    assert_eq!(writes, 0);
+}
+
+#[test]
 fn a_source_that_has_become_false_is_named_and_nothing_is_tagged() {
     let (registry, server, kitfs) = (Registry::start(), FaultServer::empty("team/kit"), Kitfs::new());
     let content = huge_tar("a.bin", 5, 1 << 20);
@@ -305,6 +386,25 @@ fn a_source_that_has_become_false_is_named_and_nothing_is_tagged() {
     let expected = format!("model \"a.bin\" can't be copied: model \"a.bin\" from {}", server.host());
     assert!(error.contains(&expected) && error.contains("digest mismatch"), "{error}");
     assert!(!kitfs.run(&["resolve", &target]).status.success(), "nothing was tagged");
+}
+
+#[test]
+fn where_one_source_is_false_the_next_one_is_copied() {
+    let (server, source) =
+        (FaultServer::empty("team/copy"), FaultServer::from_layout(data("layouts/tiny-llm"), "team/kit"));
+    let kitfs = Kitfs::new();
+    let home = kitfs.path("kit");
+    let kitfs = kitfs.with("KITOPS_HOME", &home);
+    import(&data("layouts/tiny-llm"), &home, &format!("{}/team/kit", source.host()));
+    let reference = source.reference("1.2.0");
+    let layer: Digest = text(&manifest(&kitfs, &reference)["layers"][0]["digest"]).parse().expect("a digest");
+    let file = home.join("storage/blobs/sha256").join(layer.hex());
+    let mut bytes = std::fs::read(&file).expect("a blob");
+    bytes[600] ^= 1;
+    std::fs::write(&file, bytes).expect("damaged");
+    as_json(&kitfs, &[&reference, &server.reference("v1")]);
+    let sent = server.requests_to(layer).iter().filter(|request| request.method == "PUT").count();
+    assert_eq!((sent, server.holds(&layer)), (2, true), "false, then true");
 }
 
 #[test]

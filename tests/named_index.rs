@@ -258,6 +258,39 @@ fn inspect_shows_a_pinned_index_and_its_chunks() {
 }
 
 #[test]
+fn inspect_marks_an_index_that_is_not_usable() {
+    let server = FaultServer::empty("team/kit");
+    let kit = builder().indexed().serve(&server, "v1");
+    server.remove(&kit.indexes[0].digest);
+    let kitfs = Kitfs::new();
+    let shown = inspect(&kitfs, &kit.reference, &[]);
+    assert_eq!(trust(&shown), ["provisional"]);
+    assert_eq!(shown["entries"][0]["index"]["usable"], false);
+    assert!(warnings(&shown).contains("is not used"), "{shown}");
+    let text = kitfs.ok(&["inspect", &kit.reference]);
+    assert!(text.contains("NOT USABLE"), "{text}");
+}
+
+#[test]
+fn inspect_shows_a_kit_whose_indexes_are_out_of_reach() {
+    let server = FaultServer::empty("team/kit");
+    let kit = builder().tar("docs", "d", tar(&[("d/x", b"x")])).indexed().serve(&server, "v1");
+    server.fault(kit.indexes[0].digest, Fault::status(503));
+    let kitfs = Kitfs::new();
+    let output = kitfs.run(&["inspect", "--json", "--read-timeout", "1s", &kit.reference]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let shown: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let index = kit.indexes[0].digest.to_string();
+    assert!(warnings(&shown).contains(&index) && said.contains(&format!("warning: index {index}")), "{shown} {said}");
+    for (entry, pin) in shown["entries"].as_array().expect("entries").iter().zip(&kit.indexes) {
+        assert_eq!(entry["index"]["digest"], pin.digest.to_string(), "what the manifest says");
+    }
+    let usable = |at: usize| &shown["entries"][at]["index"]["usable"];
+    assert_eq!((usable(0), usable(1)), (&Value::Null, &Value::Bool(true)));
+}
+
+#[test]
 fn half_a_pin_is_a_warning() {
     let server = FaultServer::empty("team/kit");
     let kit = builder().indexed().serve(&server, "v1");

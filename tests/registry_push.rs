@@ -224,10 +224,51 @@ async fn a_busy_registry_says_when_to_come_back() {
             _ => setup.server.fault_times(1, setup.blob.digest, busy),
         }
         let error = setup.put().await.expect_err("must fail");
+        assert!(error.to_string().ends_with("answered 500"), "{error}");
         let SourceError::Status { status: 500, retry_after, .. } = error else { panic!("{error:?}") };
         assert_eq!(retry_after, Some(Duration::from_secs(7)));
         setup.put().await.expect("the registry has recovered");
     }
+}
+
+#[tokio::test]
+async fn a_busy_registry_is_quoted_too() {
+    for status in [408, 429, 503] {
+        let setup = setup();
+        let error = setup.error_with(refusal(status, "TOOMANYREQUESTS", "come back tomorrow")).await;
+        let expected = format!("answered {status} (TOOMANYREQUESTS: come back tomorrow)");
+        assert!(error.is_transient() && error.to_string().contains(&expected), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_files_another_manifest_is_an_error() {
+    let setup = setup();
+    let other = Digest::of(b"rewritten");
+    setup.server.fault("v1", Fault::Header("Docker-Content-Digest", other.to_string()));
+    let error = setup.target.put_manifest(&kit(), Some("v1")).await.expect_err("must fail");
+    assert!(!error.is_transient(), "{error:?}");
+    let error = error.to_string();
+    let sent = Digest::of(&kit().bytes);
+    assert!(error.contains(&format!("sent as {sent}")) && error.contains(&format!("filed {other}")), "{error}");
+}
+
+#[tokio::test]
+async fn of_a_hostile_list_of_referrers_some_thousands_are_kept() {
+    let setup = setup();
+    setup.server.enable_referrers();
+    let subject = Digest::of(b"a kit");
+    let entry = |number: u32| {
+        let artifact_type = if number.is_multiple_of(2) { TYPE } else { "another/type" };
+        json!({"digest": Digest::of(&number.to_le_bytes()), "size": 1, "artifactType": artifact_type})
+    };
+    let page = json!({"schemaVersion": 2, "manifests": (0..20_000).map(entry).collect::<Vec<_>>()});
+    setup.server.fault(subject, Fault::Replace(page.to_string().into_bytes()));
+    setup.server.fault(subject, Fault::Header("Link", "<?from=0>; rel=\"next\"".to_owned()));
+    let found = setup.target.referrers(&subject, TYPE).await.expect("a list");
+    assert_eq!(found.len(), 4096);
+    assert_eq!(found[1], Digest::of(&2_u32.to_le_bytes()), "of the type that was asked for, in their order");
+    assert_eq!(setup.server.requests_for(subject), 1, "no page more than is kept");
 }
 
 #[tokio::test]

@@ -175,6 +175,45 @@ fn an_index_that_lies_is_told_by_entry_field_and_chunk() {
 }
 
 #[test]
+fn a_head_annotation_that_is_false_is_told() {
+    let (server, kitfs) = (FaultServer::empty("team/kit"), Kitfs::new());
+    let served = kit(&server);
+    let index = model_index(&kitfs, &served.reference, &served.layers[0]);
+    server.add_blob(index.as_bytes());
+    let is = index.pin();
+    for lie in [
+        Pin { head_digest: Digest::of(b"other"), ..is },
+        Pin { head_size: is.head_size - 32, head_digest: Digest::of(b"shorter"), ..is },
+    ] {
+        let (code, said, found) = verify(&pin(&server, &kitfs, &served, &lie));
+        assert_eq!((code, statuses(&found)), (1, vec!["index head differs", "ok"]), "{said}");
+        let [stated, head] = [lie, is].map(|pin| format!("{}:{}", pin.head_size, pin.head_digest));
+        let line = format!("annotation dev.kitfs.index.head: the kit says {stated}, the index's head is {head}");
+        assert!(said.contains(&line), "{said}");
+    }
+}
+
+#[test]
+fn an_index_that_can_be_asked_for_no_more_is_not_called_missing() {
+    let (server, kitfs) = (FaultServer::empty("team/kit"), Kitfs::new());
+    let served = kit(&server);
+    let index = model_index(&kitfs, &served.reference, &served.layers[0]);
+    let reference = pin(&server, &kitfs, &served, &index.pin());
+    let digest = server.add_blob(index.as_bytes());
+    // From here on the cache has it.
+    kitfs.ok(&["verify", &reference]);
+    for (status, expected) in
+        [(404, "index missing"), (401, "index unreadable"), (403, "index unreadable"), (500, "index unreadable")]
+    {
+        server.heal(digest);
+        server.fault(digest, Fault::status(status));
+        let output = kitfs.run(&["verify", "--json", &reference]);
+        let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(statuses(&found), [expected, "ok"], "{status}: {found}");
+    }
+}
+
+#[test]
 fn a_missing_index_is_told_even_where_the_cache_still_has_it() {
     let (server, kitfs) = (FaultServer::empty("team/kit"), Kitfs::new());
     let served = kit(&server);
@@ -227,6 +266,23 @@ fn a_wrong_diff_id_is_told() {
     server.add_manifest("false", manifest.to_string());
     let (code, said, found) = verify(&server.reference("false"));
     assert_eq!((code, statuses(&found)), (1, vec!["diffId differs"]), "{said}");
+}
+
+#[test]
+fn a_layer_that_is_shared_with_a_parent_is_read_from_both_repositories() {
+    let (above, server) = (FaultServer::empty("team/base"), FaultServer::empty("team/kit"));
+    let model = tar(&[("w/a.bin", &pattern(3, 5000))]);
+    let parent = KitBuilder::new().tar("model", "w", model.clone()).serve(&above, "v1");
+    let child = KitBuilder::new().parent(&parent.reference).tar("docs", "w", model).serve(&server, "v1");
+    let layer = child.layers[child.layers.len() - 1];
+    assert_eq!(layer, parent.layers[0], "one blob in two repositories");
+    let (_, said, found) = verify(&child.reference);
+    assert_eq!(statuses(&found), ["ok", "ok"], "{said}");
+    server.fault(layer, Fault::FlipBit { offset: 600 });
+    assert_eq!(statuses(&verify(&child.reference).2), ["ok", "differs"], "the kit's own copy");
+    server.heal(layer);
+    above.fault(layer, Fault::status(404));
+    assert_eq!(statuses(&verify(&child.reference).2), ["unreadable", "ok"], "the parent's");
 }
 
 #[test]

@@ -31,7 +31,9 @@ const RANGE: u64 = 8 << 20;
 #[command(
     override_usage = "kitfs cat [OPTIONS] <REF> <PATH>",
     after_help = "\
-A file's first byte needs its whole layer, unless that is cached: only then has the layer's digest held.
+Without an index of its layer, a file's first byte needs the whole layer, unless that is cached: only
+then has the layer's digest held. With one, the MiB that are printed are fetched and verified, unless
+the layer is compressed.
 
 Examples:
   kitfs cat ghcr.io/team/llama:8b README.md

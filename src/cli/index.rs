@@ -67,8 +67,10 @@ struct Written {
     tally: Tally,
     /// Whether the kit was left as it is.
     is_beside: bool,
-    /// Whether the kit, or what keeps its indexes, was not there before.
-    is_new: bool,
+    /// Whether the kit was not there before, or not under this tag.
+    wrote_kit: bool,
+    /// Whether what keeps its indexes was not there before.
+    wrote_referrer: bool,
 }
 
 impl Index {
@@ -128,26 +130,35 @@ impl Index {
         kit: &Kit,
     ) -> Result<Written, Failure> {
         let resolved = &kit.resolved;
-        let writer = Writer { target: open(name, access)?, resolved, limits: context.limits.clone() };
+        let writer = Writer { target: open(name, access).await?, resolved, limits: context.limits.clone() };
         let tally = writer.try_out().await?;
         let edition = Edition::pinned(resolved, self.derive(kit).await?, &self.annotation)?;
-        let (digest, tag) = (edition.kit.digest, name.tag());
-        let found = writer.tagged(tag).await?;
-        if let Some(found) = found.filter(|found| *found != digest && !self.replace) {
-            return Err(PublishError::TagTaken { reference: name.to_string(), found, made: digest }.into());
-        }
+        let digest = edition.kit.digest;
+        self.is_tagged(&writer, name, digest).await?;
         let mut blobs = edition.kit_blobs(resolved);
         blobs.extend(edition.index_blobs());
         let tally = {
             let _progress = Progress::of(&blobs, self.progress.mode());
             writer.put_all(&blobs, tally).await?
         };
-        let is_new = found != Some(digest);
-        if is_new {
-            writer.put_kit(&edition.kit, tag).await?;
+        // The upload may have taken hours, and somebody else the tag.
+        let wrote_kit = !self.is_tagged(&writer, name, digest).await?;
+        if wrote_kit {
+            writer.put_kit(&edition.kit, name.tag()).await?;
         }
-        writer.put_referrer(&edition).await?;
-        Ok(Written { name: name.clone(), edition, tally, is_beside: false, is_new })
+        let wrote_referrer = writer.put_referrer(&edition).await?;
+        Ok(Written { name: name.clone(), edition, tally, is_beside: false, wrote_kit, wrote_referrer })
+    }
+
+    /// Whether the tag points at this manifest already; an error where it points at another one and is not to be moved.
+    async fn is_tagged(&self, writer: &Writer<'_>, name: &Reference, made: Digest) -> Result<bool, Failure> {
+        match writer.tagged(name.tag()).await? {
+            Some(found) if found == made => Ok(true),
+            Some(found) if !self.replace => {
+                Err(PublishError::TagTaken { reference: name.to_string(), found, made }.into())
+            }
+            Some(_) | None => Ok(false),
+        }
     }
 
     /// Leaves the kit as it is, and puts its indexes beside it.
@@ -157,7 +168,7 @@ impl Index {
             let why = "it has no layers of its own, so there is nothing to index";
             return Err(Failure::failed(format!("{}: {why}; index the kits that it builds on", resolved.pinned())));
         }
-        let writer = Writer { target: open(name, access)?, resolved, limits: context.limits.clone() };
+        let writer = Writer { target: open(name, access).await?, resolved, limits: context.limits.clone() };
         let tally = writer.try_out().await?;
         let edition = Edition::beside(resolved, self.derive(kit).await?)?;
         let blobs = edition.index_blobs();
@@ -165,8 +176,8 @@ impl Index {
             let _progress = Progress::of(&blobs, self.progress.mode());
             writer.put_all(&blobs, tally).await?
         };
-        let is_new = writer.put_referrer(&edition).await?;
-        Ok(Written { name: name.clone(), edition, tally, is_beside: true, is_new })
+        let wrote_referrer = writer.put_referrer(&edition).await?;
+        Ok(Written { name: name.clone(), edition, tally, is_beside: true, wrote_kit: false, wrote_referrer })
     }
 
     async fn derive(&self, kit: &Kit) -> Result<Vec<publish::Indexed>, Failure> {
@@ -175,8 +186,11 @@ impl Index {
     }
 }
 
-fn open(name: &Reference, access: &Access) -> Result<Arc<dyn Target>, Failure> {
-    Ok(source::open_target(&name.location, &access.connection, &access.kit_home)?)
+/// Opens what is written to, on a thread that may wait: a directory is made, under a lock that others may hold.
+async fn open(name: &Reference, access: &Access) -> Result<Arc<dyn Target>, Failure> {
+    let (location, Access { connection, kit_home }) = (name.location.clone(), access.clone());
+    let opened = tokio::task::spawn_blocking(move || source::open_target(&location, &connection, &kit_home));
+    Ok(opened.await??)
 }
 
 fn parse_annotation(text: &str) -> Result<(String, String), String> {
@@ -191,6 +205,29 @@ fn parse_annotation(text: &str) -> Result<(String, String), String> {
 impl Written {
     fn referrer(&self) -> Option<Digest> {
         self.edition.referrer.as_ref().map(|referrer| referrer.digest)
+    }
+
+    /// Whether anything was written.
+    fn changed(&self) -> bool {
+        self.wrote_kit || self.wrote_referrer || self.blobs() > 0
+    }
+
+    /// How many blobs were not there before.
+    fn blobs(&self) -> u64 {
+        self.tally.uploaded.blobs + self.tally.mounted.blobs
+    }
+
+    /// What is to be noted where what was asked for was there already, in whole or in part.
+    fn was_there(&self) -> Option<String> {
+        if !self.changed() {
+            return Some("it was there already; nothing has changed".to_owned());
+        }
+        let (there, is_new) =
+            if self.is_beside { ("the referrer", self.wrote_referrer) } else { ("the kit", self.wrote_kit) };
+        let referrer = self.wrote_referrer.then(|| "the referrer that keeps its indexes".to_owned());
+        let blobs = Some(self.blobs()).filter(|blobs| *blobs > 0).map(|blobs| format!("{blobs} blobs"));
+        let added = [referrer, blobs].into_iter().flatten().collect::<Vec<_>>().join(" and ");
+        (!is_new).then(|| format!("{there} was there already, and something was missing; added: {added}"))
     }
 }
 
@@ -215,14 +252,12 @@ fn notes(resolved: &Resolved, written: &Written) -> Vec<String> {
     if let Some(parent) = resolved.origins.get(1) {
         notes.push(format!("the layers of its parent {} were not indexed: index that kit too", parent.repository));
     }
-    if !written.is_new {
-        notes.push("it was there already; nothing has changed".to_owned());
-    }
+    notes.extend(written.was_there());
     notes
 }
 
 fn as_json(resolved: &Resolved, written: &Written, notes: &[String]) -> Value {
-    let Written { name, edition, tally, is_new, .. } = written;
+    let Written { name, edition, tally, wrote_kit, wrote_referrer, .. } = written;
     let layers = edition.layers.iter().map(|indexed| {
         json!({
             "type": indexed.layer.kind,
@@ -242,7 +277,8 @@ fn as_json(resolved: &Resolved, written: &Written, notes: &[String]) -> Value {
         "tag": name.tag,
         "digest": edition.kit.digest,
         "referrer": written.referrer(),
-        "changed": is_new,
+        "changed": written.changed(),
+        "wrote": { "kit": wrote_kit, "referrer": wrote_referrer, "blobs": written.blobs() },
         "layers": layers.collect::<Vec<_>>(),
         "uploaded": tally.uploaded,
         "mounted": tally.mounted,
@@ -272,7 +308,7 @@ fn print(out: &mut Output, resolved: &Resolved, written: &Written) -> Result<(),
     out.line("")?;
     let mut table = vec![["TYPE", "PATH", "SIZE", "INDEX SIZE", "INDEX"].map(str::to_owned).to_vec()];
     for publish::Indexed { layer, pin, .. } in &edition.layers {
-        let kind = json!(layer.kind).as_str().unwrap_or_default().to_owned();
+        let kind = layer.kind.name().to_owned();
         let path = printable(layer.path.as_bytes());
         table.push(vec![kind, path, format_size(layer.size), format_size(pin.size), pin.digest.to_string()]);
     }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
+use futures_util::{StreamExt as _, future, stream};
 use serde_json::{Value, json};
 
 use super::kits::{self, KitArgs};
 use super::options::{JsonArgs, LookVerifyArgs, ProgressArgs};
-use super::output::{Output, printable};
+use super::output::{self, Output, printable};
 use super::progress::Progress;
 use super::{Failure, ls, served, walk};
 use crate::archive::index::annotations::{DIGEST, HEAD, SIZE};
@@ -17,7 +18,11 @@ use crate::fs::{Attr, Fs};
 use crate::object::CHUNK_SIZE;
 use crate::path::TreePath;
 use crate::reference::Reference;
+use crate::report::chain;
 use crate::units::format_size;
+
+/// So many indexes are looked for at a time: a small request each, and a person waits.
+const LOOKS: usize = 32;
 
 /// Shows what a kit consists of: its entries with layers, sizes and trust
 #[derive(Debug, Args)]
@@ -63,10 +68,11 @@ impl Inspect {
             out.bytes(bytes)?;
             return out.finish();
         }
-        for layer in &kit.layers {
-            layer.look_for_index().await?;
+        let mut header = header(&kit.resolved);
+        let warnings = look_for_indexes(&kit).await;
+        if let Value::Array(all) = &mut header["warnings"] {
+            all.extend(warnings.into_iter().map(Value::from));
         }
-        let header = header(&kit.resolved);
         let (kit, entries, file) = match &self.path {
             None => {
                 let entries = kit.layers.iter().map(|layer| entry(&kit, layer)).collect();
@@ -136,6 +142,20 @@ impl Inspect {
     }
 }
 
+/// Looks for all layers' indexes at once. What is wrong with one, or out of reach, is a warning: the manifest can be shown.
+async fn look_for_indexes(kit: &Kit) -> Vec<String> {
+    let looks = kit.layers.iter().map(|layer| async move {
+        let Err(error) = layer.look_for_index().await else {
+            // The log has told of it.
+            return layer.unusable_index().map(str::to_owned);
+        };
+        let warning = chain(&error);
+        output::say("warning", &warning);
+        Some(warning)
+    });
+    stream::iter(looks).buffered(LOOKS).filter_map(future::ready).collect().await
+}
+
 /// What the manifest and the config say of the kit as a whole.
 fn header(resolved: &Resolved) -> Value {
     let config: Value = serde_json::from_slice(resolved.config.bytes()).unwrap_or_default();
@@ -188,14 +208,19 @@ fn entry(kit: &Kit, fetch: &LayerFetch) -> Value {
     })
 }
 
-/// The index by which a layer's content is proved: the one that was made here, else the one that is named.
+/// The index by which a layer's content is proved: the one that was made here, else the one that is named. Whether that
+/// one is usable is not known where it is out of reach.
 fn index(fetch: &LayerFetch) -> Value {
-    let (digest, size) = match (fetch.index(), fetch.named()) {
-        (Some(index), _) => (Digest::of(index.as_bytes()), index.as_bytes().len() as u64),
-        (None, Some(named)) => (named.pin.digest, named.pin.size),
+    let named_usable = match fetch.unusable_index() {
+        Some(_) => Some(false),
+        None => fetch.known().map(|_| true),
+    };
+    let (digest, size, usable) = match (fetch.index(), fetch.named()) {
+        (Some(index), _) => (Digest::of(index.as_bytes()), index.as_bytes().len() as u64, Some(true)),
+        (None, Some(named)) => (named.pin.digest, named.pin.size, named_usable),
         (None, None) => return Value::Null,
     };
-    json!({ "digest": digest, "size": size, "chunk_size": CHUNK_SIZE })
+    json!({ "digest": digest, "size": size, "chunk_size": CHUNK_SIZE, "usable": usable })
 }
 
 /// What is known of a file or directory.
@@ -268,7 +293,12 @@ fn print(out: &mut Output, kit: &Kit, header: &Value, entries: &[Value], file: O
         let (layer, index) = (text(&entry["digest"]), &entry["index"]);
         let size = |key: &str| format_size(index[key].as_u64().unwrap_or(0));
         let (digest, size, chunks) = (text(&index["digest"]), size("size"), size("chunk_size"));
-        out.line(format_args!("{layer}: index {digest}, {size}, chunks of {chunks}"))?;
+        let state = match index["usable"].as_bool() {
+            Some(true) => "",
+            Some(false) => "; NOT USABLE: it proves nothing",
+            None => "; out of reach",
+        };
+        out.line(format_args!("{layer}: index {digest}, {size}, chunks of {chunks}{state}"))?;
     }
     let annotated = entries.iter().filter_map(|entry| Some((entry, entry["annotations"].as_object()?)));
     for (entry, annotations) in annotated {

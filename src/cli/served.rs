@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::Failure;
 use super::output::{Output, printable};
 use crate::digest::Digest;
-use crate::fetch::{Kit, LayerFetch, Resolved};
+use crate::fetch::{Kit, LayerFetch, Resolved, Tier};
 use crate::fs::Fs;
 use crate::units::format_size;
 
@@ -25,7 +25,7 @@ pub(super) struct Served {
     pub(super) mountpoint: PathBuf,
     pub(super) layers: usize,
     pub(super) bytes: u64,
-    pub(super) trust: String,
+    pub(super) trust: Tier,
     pub(super) notes: Vec<String>,
     pub(super) warnings: Vec<String>,
     pub(super) kits: Vec<KitOfChain>,
@@ -47,7 +47,7 @@ impl Served {
             mountpoint,
             layers: kit.layers.len(),
             bytes: kit.size(),
-            trust: kit.tier().to_string(),
+            trust: kit.tier(),
             notes: resolved.notes.clone(),
             warnings: resolved.plan.warnings.iter().cloned().chain(warnings).collect(),
             kits: kits(resolved),
@@ -60,11 +60,11 @@ impl Served {
             out.json(self)?;
             return out.finish();
         }
-        let trust = match self.trust.as_str() {
-            "provisional" => "provisional: names are known, content waits for its layer's digest",
-            "pinned" => "pinned: content is read in parts, proved by the kit's own index",
-            "attested" => "attested: content is read in parts, proved by an index that you trust",
-            other => other,
+        let trust = match self.trust {
+            Tier::Provisional => "provisional: names are known, content waits for its layer's digest",
+            Tier::Pinned => "pinned: content is read in parts, proved by the kit's own index",
+            Tier::Attested => "attested: content is read in parts, proved by an index that you trust",
+            Tier::Derived => "derived",
         };
         let plural = if self.layers == 1 { "layer" } else { "layers" };
         let mut lines = vec![

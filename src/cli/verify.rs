@@ -14,20 +14,18 @@ use super::options::{JsonArgs, ProgressArgs};
 use super::output::{Output, printable};
 use super::progress::Progress;
 use crate::archive::index::Index;
-use crate::archive::index::annotations::Pin;
+use crate::archive::index::annotations::{HEAD, Pin};
 use crate::archive::index::diff::{self, Difference};
 use crate::fetch::fill::index_key;
 use crate::fetch::named::Named;
 use crate::fetch::transfer::retried;
-use crate::fetch::{BadIndex, Context, FetchError, Kit, LayerFetch, Tier, Verify as VerifyRule};
+use crate::fetch::{BadIndex, Context, FILLS, FetchError, Kit, LayerFetch, Tier, Verify as VerifyRule};
 use crate::modelkit::Layer;
 use crate::reference::Reference;
 use crate::report::chain;
 use crate::source::{BlobId, Source, SourceError};
 use crate::units::format_size;
 
-/// So many layers are read at a time.
-const PARALLEL: usize = 4;
 /// So many differences of one index are shown; the rest are counted.
 const SHOWN: usize = 20;
 
@@ -67,6 +65,7 @@ enum Wrong {
     IndexInvalid,
     IndexUnreadable,
     IndexDiffers,
+    HeadDiffers,
 }
 
 impl fmt::Display for Wrong {
@@ -80,6 +79,7 @@ impl fmt::Display for Wrong {
             Self::IndexInvalid => "index invalid",
             Self::IndexUnreadable => "index unreadable",
             Self::IndexDiffers => "index differs",
+            Self::HeadDiffers => "index head differs",
         })
     }
 }
@@ -138,19 +138,21 @@ impl Verify {
     }
 }
 
-/// What is found about each layer, in the order of the plan. A blob that is used twice is read once.
+/// What is found about each layer, in the order of the plan. A blob that is used twice is read once from each repository:
+/// a parent's copy says nothing about the kit's own.
 async fn findings(context: &Context, kit: &Kit) -> Vec<Finding> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut places = HashMap::new();
     for (at, fetch) in kit.layers.iter().enumerate() {
-        let group = *places.entry(index_key(&fetch.layer)).or_insert(groups.len());
+        let repository = kit.resolved.origins.get(fetch.layer.kit).map(|origin| origin.repository.as_str());
+        let group = *places.entry((index_key(&fetch.layer), repository)).or_insert(groups.len());
         match groups.get_mut(group) {
             Some(group) => group.push(at),
             None => groups.push(vec![at]),
         }
     }
     let audits = groups.into_iter().map(|group| audit(context, kit, group));
-    let found: Vec<_> = futures_util::stream::iter(audits).buffer_unordered(PARALLEL).collect().await;
+    let found: Vec<_> = futures_util::stream::iter(audits).buffer_unordered(FILLS).collect().await;
     let mut found: Vec<_> = found.into_iter().flatten().collect();
     found.sort_by_key(|(at, _)| *at);
     found.into_iter().map(|(_, finding)| finding).collect()
@@ -169,7 +171,7 @@ async fn audit(context: &Context, kit: &Kit, group: Vec<usize>) -> Vec<(usize, F
             Ok(found) => {
                 problems.extend(diff_id(layer, found));
                 for index in &named {
-                    problems.extend(compare(context, kit, &kit.layers[at], index, found).await);
+                    problems.extend(compare(context, kit, &kit.layers[at], index, found.clone()).await);
                 }
             }
         }
@@ -207,35 +209,62 @@ fn diff_id(layer: &Layer, found: &Index) -> Option<Problem> {
 }
 
 /// Compares an index that is named for a layer with what the layer gave.
-async fn compare(context: &Context, kit: &Kit, fetch: &LayerFetch, named: &Named, found: &Index) -> Option<Problem> {
+async fn compare(
+    context: &Context,
+    kit: &Kit,
+    fetch: &LayerFetch,
+    named: &Named,
+    found: Arc<Index>,
+) -> Option<Problem> {
     let sources = kit.resolved.origins.get(fetch.layer.kit).map_or(&[][..], |origin| &origin.sources);
     let stated = match named.whole(&fetch.layer, context, sources).await {
         Ok(stated) => stated,
         Err(error) => return Some(index_problem(&error)),
     };
-    let differences = diff::compare(&stated, found, SHOWN);
+    // An index may have gigabytes: hashing and comparing are for a thread that may take its time.
+    let pin = named.pin;
+    let compared = tokio::task::spawn_blocking(move || differences(&pin, &stated, &found)).await;
+    let lost = |_| FetchError::Lost { what: format!("index {}", pin.digest) };
+    match compared.map_err(lost) {
+        Ok(Some(problem)) => return Some(problem),
+        Ok(None) => {}
+        Err(error) => return Some(index_problem(&error)),
+    }
+    // It may have come from the cache, and be gone where others look for it.
+    still_there(context, pin, sources).await.err().map(|error| index_problem(&error))
+}
+
+/// Where an index differs from what the layer gave, or else what names it from the index.
+fn differences(named: &Pin, stated: &Index, found: &Index) -> Option<Problem> {
+    let differences = diff::compare(stated, found, SHOWN);
     if !differences.is_empty() {
         let said = differences.first.iter().map(Difference::to_string).collect();
         return Some(Problem { wrong: Wrong::IndexDiffers, said, count: differences.count });
     }
-    // It may have come from the cache, and be gone where others look for it.
-    still_there(context, named.pin, sources).await.err().map(|error| Problem::new(Wrong::IndexMissing, chain(&error)))
+    // Digest and size have held. The head is fetched by itself, by what names it.
+    let pin = found.pin();
+    let head = |pin: &Pin| format!("{}:{}", pin.head_size, pin.head_digest);
+    let what = || format!("annotation {HEAD}: the kit says {}, the index's head is {}", head(named), head(&pin));
+    (pin != *named).then(|| Problem::new(Wrong::HeadDiffers, what()))
 }
 
 fn index_problem(error: &FetchError) -> Problem {
     let wrong = match error.root() {
         FetchError::Index { cause, .. } if matches!(**cause, BadIndex::Missing(_)) => Wrong::IndexMissing,
-        FetchError::Index { .. } => Wrong::IndexInvalid,
+        FetchError::Source { cause: SourceError::NotFound { .. }, .. } => Wrong::IndexMissing,
+        FetchError::Index { .. } | FetchError::Source { cause: SourceError::Protocol { .. }, .. } => {
+            Wrong::IndexInvalid
+        }
         _ => Wrong::IndexUnreadable,
     };
     Problem::new(wrong, chain(error))
 }
 
-/// Whether any of the sources has the index; the last one's word if none has.
+/// Whether any of the sources has the index. That one lacks it is told only where no other failed in another way.
 async fn still_there(context: &Context, pin: Pin, sources: &[Arc<dyn Source>]) -> Result<(), FetchError> {
     let blob = BlobId { digest: pin.digest, size: pin.size };
     let what = format!("index {}", pin.digest);
-    let mut outcome = Ok(());
+    let mut failure: Option<FetchError> = None;
     for source in sources {
         let ask = || async {
             match source.blob(&blob, 0..1).await {
@@ -244,12 +273,13 @@ async fn still_there(context: &Context, pin: Pin, sources: &[Arc<dyn Source>]) -
                 Err(error) => Err(error),
             }
         };
-        outcome = retried(&what, context.limits.meta_timeout, ask).await;
-        if outcome.is_ok() {
-            break;
+        // Commands lift the deadline of names.
+        let Err(error) = retried(&what, context.limits.read_timeout, ask).await else { return Ok(()) };
+        if failure.is_none() || index_problem(&error).wrong != Wrong::IndexMissing {
+            failure = Some(error);
         }
     }
-    outcome
+    failure.map_or(Ok(()), Err)
 }
 
 impl Finding {
@@ -288,7 +318,7 @@ fn print(out: &mut Output, kit: &Kit, findings: &[Finding]) -> Result<(), Failur
     let mut table = vec![["STATUS", "INDEX", "TYPE", "PATH", "SIZE", "LAYER"].map(str::to_owned).to_vec()];
     for finding in findings {
         let layer = &finding.layer;
-        let kind = json!(layer.kind).as_str().unwrap_or_default().to_owned();
+        let kind = layer.kind.name().to_owned();
         let path = printable(layer.path.as_bytes());
         let size = format_size(layer.size);
         table.push(vec![finding.status(), finding.trust(), kind, path, size, layer.digest.to_string()]);

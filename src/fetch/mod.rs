@@ -106,8 +106,8 @@ pub struct Context {
 }
 
 /// So many layers are fetched whole at a time: enough to use a wire and two cores, and it bounds the ranges, windows and
-/// threads that fills hold.
-const FILLS: usize = 4;
+/// threads that fills hold. Commands take as many layers or blobs in hand.
+pub const FILLS: usize = 4;
 
 impl Context {
     /// What the kits of a process share.

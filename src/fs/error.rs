@@ -87,6 +87,7 @@ fn source_errno(error: &SourceError) -> Errno {
         | SourceError::Transport { .. }
         | SourceError::Status { .. }
         | SourceError::Refused { .. }
+        | SourceError::Damaged { .. }
         | SourceError::Protocol { .. }
         | SourceError::Setup { .. }
         | SourceError::Disk { .. } => Errno::IO,

@@ -108,6 +108,19 @@ impl Layer {
 }
 
 impl Kind {
+    /// Its name in tables and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::ModelPart => "modelpart",
+            Self::Code => "code",
+            Self::Dataset => "dataset",
+            Self::Docs => "docs",
+            Self::Prompt => "prompt",
+            Self::McpServer => "mcpserver",
+        }
+    }
+
     /// An entry of this kind for people: `docs "README.md"`.
     pub fn label(self, path: &str) -> String {
         let kind = match self {
@@ -123,6 +136,12 @@ impl Kind {
     }
 }
 
+impl serde::Serialize for Kind {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
 /// A text of the kit's for an error or warning, in quotes and of bearable length.
 fn quoted(text: &str) -> String {
     /// Longer ones are cut: a config may hold texts of megabytes.
@@ -134,8 +153,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// What sort of Kitfile entry a layer belongs to, ordered as in the Kitfile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// The model itself.
     Model,

@@ -1,4 +1,7 @@
 //! A JSON object whose fields keep their order and their bytes, so that what is not changed stays as it was written.
+//!
+//! A name may stand in it more than once, and readers take the last: so does [`Fields::get`], and what is set or removed is
+//! so wherever it stood.
 
 use std::fmt;
 
@@ -18,7 +21,7 @@ impl Fields {
 
     /// The value of a field as it is written; `None` also for `null`.
     pub(super) fn get(&self, key: &str) -> Option<&str> {
-        let field = self.0.iter().find(|(name, _)| name == key);
+        let field = self.0.iter().rfind(|(name, _)| name == key);
         field.map(|(_, value)| value.get()).filter(|value| *value != "null")
     }
 
@@ -27,17 +30,16 @@ impl Fields {
         self.get(key).map_or_else(|| Ok(Self::default()), Self::parse)
     }
 
-    /// Gives a field a value: in its place where it is there already, else at the end.
+    /// Gives a field a value: in its first place where it is there already, else at the end.
     pub(super) fn set(&mut self, key: &str, value: &impl Serialize) -> Result<(), serde_json::Error> {
         let value = to_raw_value(value)?;
-        match self.0.iter().position(|(name, _)| name == key) {
-            Some(at) => self.0[at].1 = value,
-            None => self.0.push((key.to_owned(), value)),
-        }
+        let at = self.0.iter().position(|(name, _)| name == key).unwrap_or(self.0.len());
+        self.remove(key);
+        self.0.insert(at, (key.to_owned(), value));
         Ok(())
     }
 
-    /// Takes a field away; whether it was there.
+    /// Takes a field away, wherever it stands; whether it was there.
     pub(super) fn remove(&mut self, key: &str) -> bool {
         let before = self.0.len();
         self.0.retain(|(name, _)| name != key);

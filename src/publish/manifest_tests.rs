@@ -64,6 +64,45 @@ fn other_indexes_take_the_place_of_old_ones_and_the_source_stays() {
     assert_eq!(again, indexed(&manifest(), &[Some(pin(b"3")), None], &[]));
 }
 
+/// A manifest with annotations that stand there twice, as text: what readers take is the last.
+fn with_twice(annotations: &str, of_kit: &str) -> String {
+    let annotations = format!(r#""size":3, "x":[1,  2], "annotations":{{{annotations}}}"#);
+    let manifest = manifest().replace(r#""size":3, "x":[1,  2]"#, &annotations).replace("1.50e400", "1");
+    manifest.replace(r#""annotations":{"ml.kitops"#, &format!(r#""annotations":{{{of_kit},"ml.kitops"#))
+}
+
+#[test]
+fn a_pin_that_stands_twice_is_replaced_wherever_it_stands() {
+    let (old, new) = (pin(b"theirs"), pin(b"ours"));
+    let written = |key: &str, value: &str| format!("{key:?}:{value:?}");
+    let pairs = old.annotations().map(|(key, value)| written(key, &value)).join(",");
+    let source = written(annotations::SOURCE, "none");
+    let twice = with_twice(&format!(r#"{pairs},"between":"kept",{pairs}"#), &format!("{source},{source}"));
+    assert!(matches!(Pin::read(&parsed(&twice).1.layers[0].annotations), Ok(Some(found)) if found == old));
+
+    let made = indexed(&twice, &[Some(new), None], &[]);
+    let (_, found) = parsed(&made);
+    assert_eq!(Pin::read(&found.layers[0].annotations), Ok(Some(new)));
+    assert!(!made.contains(&old.digest.to_string()), "{made}");
+    let digest = Digest::of(twice.as_bytes()).to_string();
+    assert_eq!(found.annotations[annotations::SOURCE], digest);
+    for key in [annotations::DIGEST, annotations::SIZE, annotations::HEAD, annotations::SOURCE] {
+        assert_eq!(made.matches(&format!("{key:?}")).count(), 1, "{key} in {made}");
+    }
+    assert_eq!(indexed(&made, &[Some(new), None], &[]), made, "and is canonical");
+
+    let without = indexed(&twice, &[None, None], &[]);
+    assert!(!without.contains(annotations::DIGEST) && without.contains(r#""between":"kept""#), "{without}");
+}
+
+#[test]
+fn an_annotation_that_is_given_replaces_all_of_the_kits_own() {
+    let twice = with_twice("", r#""k":"1","k":"2""#);
+    let made = indexed(&twice, &[None, None], &[("k".to_owned(), "3".to_owned())]);
+    assert_eq!(parsed(&made).1.annotations["k"], "3");
+    assert_eq!(made.matches(r#""k":"#).count(), 1, "{made}");
+}
+
 #[test]
 fn an_annotation_that_is_given_replaces_the_kits_own() {
     let added = [("ml.kitops.modelkit.cli-version", "2"), ("new", "a\"b")];

@@ -21,7 +21,7 @@ use crate::archive::index::Index;
 use crate::archive::index::annotations::Pin;
 use crate::digest::Digest;
 use crate::fetch::fill::index_key;
-use crate::fetch::{FetchError, Kit, LayerFetch, Resolved};
+use crate::fetch::{FILLS, FetchError, Kit, LayerFetch, Resolved};
 use crate::modelkit::Layer;
 use crate::modelkit::manifest::MAX_MANIFEST;
 use crate::source::SourceError;
@@ -29,9 +29,6 @@ use crate::units::format_size;
 
 pub use manifest::Document;
 pub use write::{Blob, Tally, Writer};
-
-/// So many layers are read, or blobs written, at a time: enough to use a wire and two cores.
-const PARALLEL: usize = 4;
 
 /// A layer of the kit itself, and its index.
 #[derive(Debug, Clone)]
@@ -144,7 +141,7 @@ pub async fn derive(kit: &Kit) -> Result<Vec<Indexed>, PublishError> {
     let mut distinct = HashMap::new();
     let own = kit.layers.iter().filter(|fetch| fetch.layer.kit == 0);
     let first: Vec<_> = own.filter(|fetch| distinct.insert(index_key(&fetch.layer), ()).is_none()).cloned().collect();
-    futures_util::stream::iter(first.into_iter().map(index_of)).buffered(PARALLEL).try_collect().await
+    futures_util::stream::iter(first.into_iter().map(index_of)).buffered(FILLS).try_collect().await
 }
 
 async fn index_of(fetch: Arc<LayerFetch>) -> Result<Indexed, PublishError> {

@@ -10,12 +10,12 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::watch;
 
 use super::manifest::EMPTY;
-use super::{Document, Edition, PARALLEL, PublishError};
+use super::{Document, Edition, PublishError};
 use crate::archive::index::Index;
 use crate::archive::index::annotations::MEDIA_TYPE;
-use crate::digest::{Digest, StreamHasher, Unverified};
+use crate::digest::{Digest, Mismatch, Unverified};
 use crate::fetch::transfer::{Transfer, retried};
-use crate::fetch::{FetchError, Limits, Resolved};
+use crate::fetch::{FILLS, FetchError, Limits, Resolved};
 use crate::source::{BlobId, ByteStream, Source, SourceError, Target};
 
 /// A blob is as long under way as it makes progress, which its source and its target watch over. Ten years.
@@ -192,22 +192,13 @@ impl Writer<'_> {
     async fn put_manifest(&self, name: &str, document: &Document, tag: Option<&str>) -> Result<(), PublishError> {
         let what = format!("{name} {}", document.digest);
         let put = || self.target.put_manifest(&document.manifest, tag);
-        let found =
-            retried(&what, self.limits.meta_timeout, put).await.map_err(|error| self.failed(what.clone(), error))?;
-        if found == document.digest {
-            return Ok(());
-        }
-        let cause = SourceError::Protocol {
-            source_name: self.target.name(),
-            what: format!("it filed the manifest under another digest, {found}"),
-        };
-        Err(PublishError::Write { what, target: self.target.name(), cause })
+        retried(&what, self.limits.meta_timeout, put).await.map(drop).map_err(|error| self.failed(what, error))
     }
 
     /// Sees to it that these blobs are there, several at a time, and goes on counting.
     pub async fn put_all(&self, blobs: &[Arc<Blob>], before: Tally) -> Result<Tally, PublishError> {
         let put = |blob: Arc<Blob>| async move { Ok((self.put(&blob).await?, blob.id.size)) };
-        let done = stream::iter(blobs.iter().cloned().map(put)).buffer_unordered(PARALLEL);
+        let done = stream::iter(blobs.iter().cloned().map(put)).buffer_unordered(FILLS);
         done.try_fold(before, |tally, (way, size)| async move { Ok(tally.add(way, size)) }).await
     }
 
@@ -219,10 +210,8 @@ impl Writer<'_> {
         }
         match &blob.content {
             Content::Made(bytes) => {
-                self.send(blob, || pieces(bytes.clone())).await.map_err(|failure| match failure {
-                    Failure::Read(cause) => PublishError::Copy { what: blob.what.clone(), cause: Box::new(cause) },
-                    Failure::Written(error) => failed(error),
-                })?;
+                let send = self.send(blob, || pieces(bytes.clone())).await;
+                send.map_err(|failure| self.not_copied(failure, blob, "memory"))?;
             }
             Content::Copied => {
                 let from = &self.resolved.reference.location;
@@ -237,16 +226,30 @@ impl Writer<'_> {
 
     /// Sends a blob from the first of the kit's sources that gives it.
     async fn copy(&self, blob: &Arc<Blob>) -> Result<(), PublishError> {
-        let mut last = FetchError::Lost { what: blob.what.clone() };
+        let lost = FetchError::Lost { what: blob.what.clone() };
+        let mut last = PublishError::Copy { what: blob.what.clone(), cause: Box::new(lost) };
         for source in self.resolved.origins.first().into_iter().flat_map(|origin| &origin.sources) {
             let open = || self.transfer(source, blob.id).ordered();
-            match self.send(blob, open).await {
-                Ok(()) => return Ok(()),
-                Err(Failure::Written(error)) => return Err(self.failed(blob.what.clone(), error)),
-                Err(Failure::Read(error)) => last = told_from(source.as_ref(), blob, error),
+            let Err(failure) = self.send(blob, open).await else { return Ok(()) };
+            last = self.not_copied(failure, blob, &source.name());
+            if !matches!(last, PublishError::Copy { .. }) {
+                break;
             }
         }
-        Err(PublishError::Copy { what: blob.what.clone(), cause: Box::new(last) })
+        Err(last)
+    }
+
+    /// What an upload ended with; another source may do better only after a [`PublishError::Copy`].
+    fn not_copied(&self, failure: Failure, blob: &Blob, source_name: &str) -> PublishError {
+        let what = blob.what.clone();
+        let cause = match failure {
+            Failure::Written(error) => return self.failed(what, error),
+            Failure::Read(error) => error,
+            Failure::False(cause) => {
+                FetchError::Digest { what: what.clone(), source_name: source_name.to_owned(), cause }
+            }
+        };
+        PublishError::Copy { what, cause: Box::new(cause) }
     }
 
     fn transfer(&self, source: &Arc<dyn Source>, blob: BlobId) -> Transfer {
@@ -261,15 +264,24 @@ impl Writer<'_> {
     ) -> Result<(), Failure> {
         let _moving = Moving::begin(blob);
         let unread = Arc::new(Mutex::new(None));
-        let put = || {
+        let put = || async {
             blob.sent.store(0, Ordering::Relaxed);
-            self.target.put_blob(&blob.id, counted(open(), blob.clone(), unread.clone()))
+            let mut bytes = counted(open(), blob.clone(), unread.clone());
+            // A source that has nothing is no reason to open an upload.
+            let first = bytes.next().await.transpose()?;
+            let bytes = stream::iter(first.map(Ok)).chain(bytes);
+            self.target.put_blob(&blob.id, Box::pin(bytes)).await
         };
         let outcome = retried(&blob.what, NO_DEADLINE, put).await;
         // The target can only say that the stream broke off; why, the stream has noted.
-        match unread.lock().unwrap_or_else(|held| held.into_inner()).take() {
-            Some(error) if outcome.is_err() => Err(Failure::Read(error)),
-            _ => outcome.map_err(Failure::Written),
+        let unread = unread.lock().unwrap_or_else(|held| held.into_inner()).take();
+        match (outcome, unread) {
+            (Ok(()), _) => Ok(()),
+            (Err(_), Some(error)) => Err(Failure::Read(error)),
+            (Err(FetchError::Source { cause: SourceError::Damaged { cause, .. }, .. }), None) => {
+                Err(Failure::False(*cause))
+            }
+            (Err(error), None) => Err(Failure::Written(error)),
         }
     }
 
@@ -281,20 +293,12 @@ impl Writer<'_> {
     }
 }
 
-/// Names the source of bytes that turned out to be false.
-fn told_from(source: &dyn Source, blob: &Blob, error: FetchError) -> FetchError {
-    match error {
-        FetchError::Digest { cause, .. } => {
-            FetchError::Digest { what: blob.what.clone(), source_name: source.name(), cause }
-        }
-        other => other,
-    }
-}
-
 /// Which side failed.
 enum Failure {
     /// What is copied can't be had.
     Read(FetchError),
+    /// What is copied is not what its digest says.
+    False(Mismatch),
     /// The target.
     Written(FetchError),
 }
@@ -321,33 +325,23 @@ fn pieces(bytes: Bytes) -> BoxStream<'static, Result<Unverified, FetchError>> {
     stream::iter((0..count).map(move |at| Ok(Unverified::new(piece(at))))).boxed()
 }
 
-/// The bytes as a target takes them: counted, and hashed, so that a false source is told from a failing target. An error goes
-/// to `unread`, and the target gets one that is no reason to try again.
+/// The bytes as a target takes them: counted. An error goes to `unread`, and the target gets one that is no reason to try
+/// again.
 fn counted(
     bytes: BoxStream<'static, Result<Unverified, FetchError>>,
     blob: Arc<Blob>,
     unread: Arc<Mutex<Option<FetchError>>>,
 ) -> ByteStream {
-    let broken = move |error: FetchError| {
-        *unread.lock().unwrap_or_else(|held| held.into_inner()) = Some(error);
-        SourceError::Protocol { source_name: "the source".to_owned(), what: "its bytes broke off".to_owned() }
-    };
-    let state = (bytes, StreamHasher::new(), blob, broken);
-    Box::pin(stream::try_unfold(state, |(mut bytes, mut hasher, blob, broken)| async move {
-        let piece = match bytes.next().await {
-            Some(Ok(piece)) => piece,
-            Some(Err(error)) => return Err(broken(error)),
-            None => return Ok(None),
-        };
-        hasher.update(piece.peek());
-        let sent = blob.sent.fetch_add(piece.len() as u64, Ordering::Relaxed) + piece.len() as u64;
-        // Before the last piece is handed on: a target that has them all may not ask for more.
-        if sent == blob.id.size
-            && let Err(cause) = hasher.clone().finish(&blob.id.digest)
-        {
-            let what = blob.what.clone();
-            return Err(broken(FetchError::Digest { what, source_name: String::new(), cause }));
+    let count = move |piece: Result<Unverified, FetchError>| match piece {
+        Ok(piece) => {
+            blob.sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            Ok(piece)
         }
-        Ok(Some((piece, (bytes, hasher, blob, broken))))
-    }))
+        Err(error) => {
+            *unread.lock().unwrap_or_else(|held| held.into_inner()) = Some(error);
+            let what = "its bytes broke off".to_owned();
+            Err(SourceError::Protocol { source_name: "the source".to_owned(), what })
+        }
+    };
+    Box::pin(bytes.map(count))
 }

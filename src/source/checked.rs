@@ -1,21 +1,27 @@
 //! A blob's bytes on their way to a target: counted and hashed, so that a wrong source is blamed and not the target.
 //!
-//! The last bytes are passed on only after the digest held. Who never sees the end of a blob keeps none of it.
+//! The last bytes are passed on only after the digest held. Who never sees the end of a blob keeps none of it. Bytes are
+//! hashed on a thread of their own, behind those that are on their way, so that the threads of the runtime are free.
 
 use std::pin::Pin;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
-use crate::digest::{Digest, StreamHasher};
+use crate::digest::{Digest, Mismatch, StreamHasher};
 use crate::source::{BlobId, ByteStream, SourceError};
+
+/// Pieces that wait to be hashed. The network gives them in 16 to 64 KiB, a disk in 1 MiB: 16 MiB at most.
+const QUEUE: usize = 16;
 
 /// A blob's bytes that ends with an error unless they are the blob.
 pub(super) type Checked = Pin<Box<dyn Stream<Item = Result<Bytes, SourceError>> + Send>>;
 
 /// Checks `bytes` against the blob that they shall be. Errors name `target`.
 pub(super) fn checked(bytes: ByteStream, blob: &BlobId, target: &str) -> Checked {
-    let check = Check { bytes, blob: *blob, seen: 0, hasher: Some(StreamHasher::new()), target: target.to_owned() };
+    let check = Check { bytes, blob: *blob, seen: 0, hashing: Some(Hashing::begin()), target: target.to_owned() };
     Box::pin(stream::try_unfold(check, Check::next))
 }
 
@@ -24,7 +30,7 @@ struct Check {
     blob: BlobId,
     seen: u64,
     /// Taken when the digest has held.
-    hasher: Option<StreamHasher>,
+    hashing: Option<Hashing>,
     target: String,
 }
 
@@ -39,33 +45,67 @@ impl Check {
             if self.seen > self.blob.size {
                 return Err(self.wrong(format!("are more than the {} bytes of its descriptor", self.blob.size)));
             }
-            if let Some(hasher) = &mut self.hasher {
-                hasher.update(&piece);
+            if let Some(hashing) = &self.hashing {
+                hashing.update(piece.clone()).await;
             }
             if self.seen == self.blob.size {
-                self.prove()?;
+                self.prove().await?;
             }
             return Ok(Some((piece, self)));
         }
         if self.seen < self.blob.size {
             return Err(self.wrong(format!("ended after {} of {}", self.seen, self.blob.size)));
         }
-        self.prove()?;
+        self.prove().await?;
         Ok(None)
     }
 
-    fn prove(&mut self) -> Result<(), SourceError> {
-        let Some(hasher) = self.hasher.take() else { return Ok(()) };
-        let found: Digest = hasher.digest();
-        if found == self.blob.digest {
-            return Ok(());
+    async fn prove(&mut self) -> Result<(), SourceError> {
+        let Some(hashing) = self.hashing.take() else { return Ok(()) };
+        let expected = self.blob.digest;
+        match hashing.digest().await {
+            Some(found) if found == expected => Ok(()),
+            Some(found) => {
+                Err(SourceError::Damaged { target: self.target.clone(), cause: Box::new(Mismatch { expected, found }) })
+            }
+            None => Err(self.wrong("could not be hashed, as kitfs is being ended".to_owned())),
         }
-        Err(self.wrong(format!("have the digest {found}: where they come from is damaged")))
     }
 
     fn wrong(&self, problem: String) -> SourceError {
         let what = format!("the bytes to write as blob {} {problem}; nothing was written", self.blob.digest);
         SourceError::Protocol { source_name: self.target.clone(), what }
+    }
+}
+
+/// A thread that hashes what it is sent, and ends with who sends it.
+struct Hashing {
+    pieces: mpsc::Sender<Bytes>,
+    thread: JoinHandle<Digest>,
+}
+
+impl Hashing {
+    fn begin() -> Self {
+        let (pieces, mut queue) = mpsc::channel::<Bytes>(QUEUE);
+        let thread = tokio::task::spawn_blocking(move || {
+            let mut hasher = StreamHasher::new();
+            while let Some(piece) = queue.blocking_recv() {
+                hasher.update(&piece);
+            }
+            hasher.digest()
+        });
+        Self { pieces, thread }
+    }
+
+    async fn update(&self, piece: Bytes) {
+        // A thread that is gone has no digest to tell either.
+        let _ = self.pieces.send(piece).await;
+    }
+
+    /// The digest of all that was sent.
+    async fn digest(self) -> Option<Digest> {
+        drop(self.pieces);
+        self.thread.await.ok()
     }
 }
 

@@ -3,7 +3,7 @@
 //! Two traits, to read ([`Source`]) and to write ([`Target`]); three implementations of both (registry, OCI layout,
 //! kit's storage), and one conformance test of each over all of them (`tests/source_conformance.rs`,
 //! `tests/target_conformance.rs`). A source moves bytes and reports what went wrong; it does not retry, cache or
-//! decide: that is its caller's. What it returns is [`Unverified`]: the caller hashes. What is written is hashed here.
+//! decide: that is its caller's. What it returns is [`Unverified`]: the caller hashes. What is written is hashed here, once.
 //!
 //! ```text
 //! layout, kit_storage       local directories, in each of them `write` beside what reads
@@ -48,9 +48,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::Stream;
 
-use crate::digest::{Digest, Unverified};
+use crate::digest::{Digest, Mismatch, Unverified};
 use crate::reference::Location;
 
+/// It bounds the answers of token servers too.
+pub use crate::modelkit::manifest::MAX_MANIFEST;
 pub use connection::{Connection, Timeouts, kit_home};
 pub use kit_storage::KitStorage;
 pub use layout::Layout;
@@ -69,9 +71,6 @@ pub struct BlobId {
 /// The bytes of one range, in order. It ends after exactly as many bytes as were asked for, or with an error.
 /// Dropping it gives the connection up.
 pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Unverified, SourceError>> + Send>>;
-
-/// The largest manifest, index or token answer that is read.
-pub const MAX_MANIFEST: u64 = 4 << 20;
 
 /// A repository: one name in one registry, one OCI layout, or one name in kit's storage.
 #[async_trait]
@@ -178,7 +177,7 @@ pub enum SourceError {
         cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
     },
     /// The server is busy or broken: 408, 429 or 5xx.
-    #[error("{source_name} answered {status}")]
+    #[error("{source_name} answered {status}{words}")]
     Status {
         /// The source that was asked.
         source_name: String,
@@ -186,6 +185,8 @@ pub enum SourceError {
         status: u16,
         /// `Retry-After`, where it was given.
         retry_after: Option<Duration>,
+        /// What a registry said of it when it was written to, in brackets after a space; else empty.
+        words: Box<str>,
     },
     /// A registry refused a write for good: 404, 405, 413, a wrong digest.
     #[error("{source_name} answered {status} to {what}")]
@@ -196,6 +197,14 @@ pub enum SourceError {
         status: u16,
         /// What was to be written, what that status means, and the registry's own words.
         what: String,
+    },
+    /// What was to be written as a blob is not that blob. The target has kept nothing, and is not to blame.
+    #[error("the bytes to write as blob {} to {target} have the digest {}: where they come from is damaged; nothing was written", cause.expected, cause.found)]
+    Damaged {
+        /// The target.
+        target: String,
+        /// Expected and found.
+        cause: Box<Mismatch>,
     },
     /// An answer that breaks the protocol: a wrong `Content-Range`, a body too long, a redirect to plain HTTP.
     #[error("{source_name}: {what}")]
@@ -235,6 +244,7 @@ impl SourceError {
             | Self::Forbidden { .. }
             | Self::RangeIgnored { .. }
             | Self::Refused { .. }
+            | Self::Damaged { .. }
             | Self::Protocol { .. }
             | Self::Disk { .. }
             | Self::Setup { .. } => false,

@@ -43,7 +43,7 @@ pub use content::Content;
 pub use settle::Unread;
 
 /// How far a layer's names and content are proved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// Headers read by range; content waits for the layer's digest.

@@ -323,7 +323,7 @@ pub(super) fn status_error(source_name: &str, response: &Response, what: &str, h
         status @ (408 | 429 | 500..=599) => {
             let header = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
             let retry_after = header.and_then(|value| retry_after::parse(value, SystemTime::now()));
-            SourceError::Status { source_name, status, retry_after }
+            SourceError::Status { source_name, status, retry_after, words: "".into() }
         }
         status => SourceError::Protocol { source_name, what: format!("unexpected status {status} for {what}") },
     }

@@ -74,11 +74,12 @@ impl Registry {
             return Err(self.refusal(answer, &what).await);
         }
         let headers = answer.response.headers();
-        let stated: Option<Digest> =
-            headers.get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
-        if let Some(stated) = stated.filter(|stated| *stated != digest) {
-            // It proves nothing, and what is there is found by its digest or not at all.
-            tracing::warn!("{} says that it stored {what} as {stated}; it is {digest}", self.name);
+        let stated = headers.get_all("docker-content-digest").iter();
+        let mut stated = stated.filter_map(|value| value.to_str().ok()?.parse::<Digest>().ok());
+        if let Some(stated) = stated.find(|stated| *stated != digest) {
+            // It has filed something else, or cannot be trusted to know: nobody will find what was sent.
+            let problem = format!("it was sent as {digest}, and the registry says that it filed {stated}");
+            return Err(self.transport.protocol(format!("{what}: {problem}; a proxy may rewrite manifests")));
         }
         Ok(headers.contains_key("oci-subject"))
     }
@@ -103,7 +104,14 @@ impl Registry {
             StatusCode::PAYLOAD_TOO_LARGE => "it is too large for the registry, or for a proxy before it",
             _ if told.contains("DIGEST_INVALID") => "what reached it has another digest than what left here",
             StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED => "it does not take it",
-            _ => return self.status_error(&answer, &format!("{what}{words}")),
+            _ => {
+                return match self.status_error(&answer, &format!("{what}{words}")) {
+                    SourceError::Status { source_name, status, retry_after, .. } => {
+                        SourceError::Status { source_name, status, retry_after, words: words.into() }
+                    }
+                    error => error,
+                };
+            }
         };
         let what = format!("{what}: {meaning}{words}");
         SourceError::Refused { source_name: self.name.clone(), status: status.as_u16(), what }

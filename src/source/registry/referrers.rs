@@ -4,6 +4,8 @@
 //! them at the same moment may lose one entry, since registries know no condition for a write; writing the referrer
 //! again mends it.
 
+use std::collections::HashSet;
+
 use reqwest::header::{HeaderMap, LINK};
 use reqwest::{Method, StatusCode};
 use url::Url;
@@ -15,6 +17,34 @@ use crate::source::{MAX_MANIFEST, NewManifest, Refers, SourceError};
 
 /// More pages than any list of referrers has; an endless one ends here.
 const MAX_PAGES: usize = 100;
+/// Referrers of one type that are kept: far more than whoever asks looks at, and a few hundred KiB.
+const MAX_FOUND: usize = 4096;
+
+/// The referrers of one type, each once, in the order in which they are listed.
+struct Found<'a> {
+    artifact_type: &'a str,
+    digests: Vec<Digest>,
+    seen: HashSet<Digest>,
+}
+
+impl<'a> Found<'a> {
+    fn new(artifact_type: &'a str) -> Self {
+        Self { artifact_type, digests: Vec::new(), seen: HashSet::new() }
+    }
+
+    fn add(&mut self, page: IndexFile) {
+        let fitting = page.manifests.iter().filter(|entry| entry.artifact_type.as_deref() == Some(self.artifact_type));
+        for digest in fitting.filter_map(|entry| entry.digest.parse().ok()) {
+            if !self.is_full() && self.seen.insert(digest) {
+                self.digests.push(digest);
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.digests.len() >= MAX_FOUND
+    }
+}
 
 impl Registry {
     /// The referrers of this type, by whichever way the registry has.
@@ -23,31 +53,18 @@ impl Registry {
         subject: &Digest,
         artifact_type: &str,
     ) -> Result<Vec<Digest>, SourceError> {
-        let entries = match self.ask_referrers(subject, artifact_type).await? {
-            Some(entries) => entries,
-            None => self.referrers_index(subject).await?.manifests,
-        };
-        let mut found = Vec::new();
-        for entry in entries.iter().filter(|entry| entry.artifact_type.as_deref() == Some(artifact_type)) {
-            if let Ok(digest) = entry.digest.parse()
-                && !found.contains(&digest)
-            {
-                found.push(digest);
-            }
+        let mut found = Found::new(artifact_type);
+        if !self.ask_referrers(subject, &mut found).await? {
+            found.add(self.referrers_index(subject).await?);
         }
-        Ok(found)
+        Ok(found.digests)
     }
 
-    /// Asks the API, page by page. `None` where there is none.
-    async fn ask_referrers(
-        &self,
-        subject: &Digest,
-        artifact_type: &str,
-    ) -> Result<Option<Vec<Descriptor>>, SourceError> {
+    /// Asks the API, page by page, until there is no more or enough. `false` where there is no such API.
+    async fn ask_referrers(&self, subject: &Digest, found: &mut Found<'_>) -> Result<bool, SourceError> {
         let what = format!("the referrers of {subject}");
         let mut url = self.url("referrers", &subject.to_string());
-        url.query_pairs_mut().append_pair("artifactType", artifact_type);
-        let mut entries = Vec::new();
+        url.query_pairs_mut().append_pair("artifactType", found.artifact_type);
         for page in 0..MAX_PAGES {
             let answer = self.ask(&Ask::read(Method::GET, &url, HeaderMap::new())).await?;
             match answer.response.status() {
@@ -59,21 +76,21 @@ impl Registry {
                 | StatusCode::NOT_IMPLEMENTED
                     if page == 0 =>
                 {
-                    return Ok(None);
+                    return Ok(false);
                 }
                 _ => return Err(self.status_error(&answer, &what)),
             }
             let next = answer.response.headers().get(LINK).and_then(|link| next_page(&url, link.to_str().ok()?));
             let bytes = self.transport.read_small(answer.response, MAX_MANIFEST).await?;
             match serde_json::from_slice::<IndexFile>(&bytes) {
-                Ok(index) => entries.extend(index.manifests),
-                Err(_) if page == 0 => return Ok(None),
+                Ok(page) => found.add(page),
+                Err(_) if page == 0 => return Ok(false),
                 Err(error) => return Err(self.transport.protocol(format!("{what} can't be read: {error}"))),
             }
             match next {
                 // A token goes along: not to another host.
-                Some(next) if next.origin() == self.base.origin() => url = next,
-                _ => return Ok(Some(entries)),
+                Some(next) if next.origin() == self.base.origin() && !found.is_full() => url = next,
+                _ => return Ok(true),
             }
         }
         Err(self.transport.protocol(format!("{what} fill more than {MAX_PAGES} pages")))
