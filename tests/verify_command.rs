@@ -103,6 +103,19 @@ fn a_flipped_bit_is_found_and_the_other_layers_are_read() {
 }
 
 #[test]
+fn where_a_layer_is_false_its_index_tells_the_file_and_the_chunk() {
+    let server = FaultServer::empty("team/kit");
+    let big = pattern(3, (2 << 20) + 5);
+    let model = tar(&[("w/big.bin", &big), ("w/small.txt", b"small")]);
+    let served = KitBuilder::new().indexed().tar("model", "w", model).serve(&server, "v1");
+    server.fault(served.layers[0], Fault::FlipBit { offset: (1 << 20) + 70_000 });
+    let (code, said, found) = verify(&served.reference);
+    assert_eq!((code, statuses(&found)), (1, vec!["differs"]));
+    let line = said.lines().find(|line| line.contains("by its pinned index")).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("w/big.bin") && line.contains("chunk 1"), "{line}");
+}
+
+#[test]
 fn what_is_in_the_cache_hides_nothing() {
     let server = FaultServer::empty("team/kit");
     let served = kit(&server);

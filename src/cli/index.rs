@@ -141,12 +141,13 @@ impl Index {
             let _progress = Progress::of(&blobs, self.progress.mode());
             writer.put_all(&blobs, tally).await?
         };
+        // Before the kit that it refers to, as registries must allow: what is tagged is complete, whatever ends this run.
+        let wrote_referrer = writer.put_referrer(&edition).await?;
         // The upload may have taken hours, and somebody else the tag.
         let wrote_kit = !self.is_tagged(&writer, name, digest).await?;
         if wrote_kit {
             writer.put_kit(&edition.kit, name.tag()).await?;
         }
-        let wrote_referrer = writer.put_referrer(&edition).await?;
         Ok(Written { name: name.clone(), edition, tally, is_beside: false, wrote_kit, wrote_referrer })
     }
 

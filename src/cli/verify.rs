@@ -17,6 +17,7 @@ use crate::archive::index::Index;
 use crate::archive::index::annotations::{HEAD, Pin};
 use crate::archive::index::diff::{self, Difference};
 use crate::fetch::fill::index_key;
+use crate::fetch::layer::NotAudited;
 use crate::fetch::named::Named;
 use crate::fetch::transfer::retried;
 use crate::fetch::{BadIndex, Context, FILLS, FetchError, Kit, LayerFetch, Tier, Verify as VerifyRule};
@@ -134,7 +135,13 @@ impl Verify {
         if wrong == 0 {
             return Ok(());
         }
-        Err(Failure::failed(format!("{wrong} of {} layers of {} are wrong", findings.len(), kit.resolved.pinned())))
+        let unread = findings.iter().filter(|finding| finding.is_unread()).count();
+        let verdict = match (wrong - unread, unread) {
+            (0, _) => "could not be judged",
+            (_, 0) => "are wrong",
+            (_, _) => "are wrong or could not be judged",
+        };
+        Err(Failure::failed(format!("{wrong} of {} layers of {} {verdict}", findings.len(), kit.resolved.pinned())))
     }
 }
 
@@ -161,13 +168,19 @@ async fn findings(context: &Context, kit: &Kit) -> Vec<Finding> {
 /// Reads one blob and judges the layers at these positions, which all are that blob.
 async fn audit(context: &Context, kit: &Kit, group: Vec<usize>) -> Vec<(usize, Finding)> {
     let Some(first) = group.first().and_then(|at| kit.layers.get(*at)) else { return Vec::new() };
-    let found = first.audit().await;
+    let audited = first.audit().await;
     let mut findings = Vec::new();
     for at in group {
         let (named, mut problems) = named_for(kit, at);
         let layer = &kit.layers[at].layer;
-        match &found {
-            Err(error) => problems.insert(0, unread(error)),
+        match &audited {
+            Err(NotAudited { error, found }) => {
+                let mut problem = unread(error);
+                if let (Some(named), Some(found)) = (named.first(), found) {
+                    problem.said.extend(where_false(context, kit, &kit.layers[at], named, found.clone()).await);
+                }
+                problems.insert(0, problem);
+            }
             Ok(found) => {
                 problems.extend(diff_id(layer, found));
                 for index in &named {
@@ -191,6 +204,21 @@ fn named_for(kit: &Kit, at: usize) -> (Vec<Named>, Vec<Problem>) {
     let trusted = kit.resolved.named.get(at).copied().flatten();
     named.extend(trusted.filter(|trusted| pinned != Some(trusted.pin)));
     (named, problems)
+}
+
+/// Where bytes that are not the layer's differ from what its index tells; nothing if that can't be had.
+async fn where_false(
+    context: &Context,
+    kit: &Kit,
+    fetch: &LayerFetch,
+    named: &Named,
+    found: Arc<Index>,
+) -> Vec<String> {
+    let sources = kit.resolved.origins.get(fetch.layer.kit).map_or(&[][..], |origin| &origin.sources);
+    let Ok(stated) = named.whole(&fetch.layer, context, sources).await else { return Vec::new() };
+    let compared = tokio::task::spawn_blocking(move || diff::compare(&stated, &found, SHOWN)).await;
+    let differences = compared.map(|compared| compared.first).unwrap_or_default();
+    differences.iter().map(|difference| format!("by its {} index: {difference}", named.tier)).collect()
 }
 
 fn unread(error: &FetchError) -> Problem {
@@ -252,6 +280,9 @@ fn index_problem(error: &FetchError) -> Problem {
     let wrong = match error.root() {
         FetchError::Index { cause, .. } if matches!(**cause, BadIndex::Missing(_)) => Wrong::IndexMissing,
         FetchError::Source { cause: SourceError::NotFound { .. }, .. } => Wrong::IndexMissing,
+        FetchError::Index { cause, .. } if matches!(**cause, BadIndex::Unreadable(_) | BadIndex::NotKept(_)) => {
+            Wrong::IndexUnreadable
+        }
         FetchError::Index { .. } | FetchError::Source { cause: SourceError::Protocol { .. }, .. } => {
             Wrong::IndexInvalid
         }
@@ -275,7 +306,8 @@ async fn still_there(context: &Context, pin: Pin, sources: &[Arc<dyn Source>]) -
         };
         // Commands lift the deadline of names.
         let Err(error) = retried(&what, context.limits.read_timeout, ask).await else { return Ok(()) };
-        if failure.is_none() || index_problem(&error).wrong != Wrong::IndexMissing {
+        let is_missing = |error: &FetchError| index_problem(error).wrong == Wrong::IndexMissing;
+        if !is_missing(&error) || failure.as_ref().is_none_or(is_missing) {
             failure = Some(error);
         }
     }
@@ -283,6 +315,12 @@ async fn still_there(context: &Context, pin: Pin, sources: &[Arc<dyn Source>]) -
 }
 
 impl Finding {
+    /// Whether all that can be said is that something could not be read.
+    fn is_unread(&self) -> bool {
+        let unread = |problem: &Problem| matches!(problem.wrong, Wrong::Unreadable | Wrong::IndexUnreadable);
+        !self.problems.is_empty() && self.problems.iter().all(unread)
+    }
+
     fn status(&self) -> String {
         let words: Vec<_> = self.problems.iter().map(|problem| problem.wrong.to_string()).collect();
         if words.is_empty() { "ok".to_owned() } else { words.join(", ") }

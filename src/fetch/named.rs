@@ -162,9 +162,9 @@ impl Ask<'_> {
                 Ok(value) => return Ok((value, source.name())),
                 Err(error) => self.explain(error, &source.name()),
             };
-            let is_missing =
-                matches!(&error, FetchError::Index { cause, .. } if matches!(**cause, BadIndex::Missing(_)));
-            if failure.is_none() || !is_missing {
+            let is_missing = |error: &FetchError| matches!(error, FetchError::Index { cause, .. } if matches!(**cause, BadIndex::Missing(_)));
+            // That it is missing is the last source's to say, which is the registry; and only if no other was at fault.
+            if !is_missing(&error) || failure.as_ref().is_none_or(is_missing) {
                 failure = Some(error);
             }
         }

@@ -54,8 +54,8 @@ pub struct Passed {
 /// What a pass ended with, other than success.
 #[derive(Debug)]
 pub enum Failure {
-    /// The bytes are not the layer's.
-    False(Mismatch),
+    /// The bytes are not the layer's; and what they hold, where that is anything.
+    False(Mismatch, Option<Box<Index>>),
     /// Anything else.
     Error(FetchError),
 }
@@ -104,7 +104,9 @@ pub async fn pass(
         },
     };
     let proof = match fed {
-        Ok(()) => hasher.await.map_err(|_| lost())?.finish(&layer.digest).map_err(Failure::False),
+        Ok(()) => {
+            hasher.await.map_err(|_| lost())?.finish(&layer.digest).map_err(|mismatch| Failure::False(mismatch, None))
+        }
         Err(error) => Err(error.into()),
     };
     match (proof, cut) {
@@ -113,8 +115,11 @@ pub async fn pass(
         (Ok(_), Err(_)) => Err(lost().into()),
         (Err(failure), cut) => {
             // It removes what was staged, which belongs on a thread that may wait for the disk.
-            let _ = tokio::task::spawn_blocking(move || drop(cut)).await;
-            Err(failure)
+            let held = tokio::task::spawn_blocking(move || Some(Box::new(cut.ok()?.ok()?.index))).await;
+            Err(match failure {
+                Failure::False(mismatch, _) => Failure::False(mismatch, held.ok().flatten()),
+                error @ Failure::Error(_) => error,
+            })
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A kit with the indexes of its layers: `kitfs index`.
 //!
-//! - [`derive`] has the index of each layer made, or found in the cache where an earlier run left it.
+//! - [`derive()`] has the index of each layer made, or found in the cache where an earlier run left it.
 //! - `manifest`, over `fields`: what is to be written, decided without I/O: an [`Edition`].
 //! - [`write`](mod@write): writes it.
 //!

@@ -223,7 +223,7 @@ impl LayerFetch {
         Ok(object)
     }
 
-    /// With [`Verify::Stream`]: waits until `end` bytes of a row are staged. `None` once the layer is verified.
+    /// With [`Verify::Stream`](crate::fetch::Verify::Stream): waits until `end` bytes of a row are staged. `None` once the layer is verified.
     async fn streamed(self: &Arc<Self>, row: usize, end: u64) -> Result<Option<PathBuf>, FetchError> {
         let Some(view) = self.view.clone() else { return Ok(None) };
         let listing = self.listing().await?;

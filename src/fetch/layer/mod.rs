@@ -41,6 +41,7 @@ use crate::source::{BlobId, Source};
 
 pub use content::Content;
 pub use settle::Unread;
+pub use whole::NotAudited;
 
 /// How far a layer's names and content are proved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]

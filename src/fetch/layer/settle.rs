@@ -144,7 +144,7 @@ impl LayerFetch {
             let head = head.clone();
             async move {
                 match pass(&self.layer, None, self.reassembled(head, transfer.clone()), None).await {
-                    Err(Failure::False(mismatch)) => {
+                    Err(Failure::False(mismatch, _)) => {
                         tracing::warn!(layer = %self.layer.digest, %mismatch,
                             "what was read of an attested layer is not the layer; reading it whole to tell why");
                         let whole = pass(&self.layer, None, transfer.ordered(), None).await?;

@@ -1,6 +1,6 @@
 //! Fetching a layer whole: to have its content, or for its index alone.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -30,6 +30,15 @@ impl Drop for Turn {
     }
 }
 
+/// Why a layer could not be vouched for.
+#[derive(Debug)]
+pub struct NotAudited {
+    /// The reason.
+    pub error: FetchError,
+    /// What the bytes hold that are not the layer's, if they hold anything: to tell where they differ.
+    pub found: Option<Arc<Index>>,
+}
+
 impl LayerFetch {
     /// Fetches the layer whole, keeps its content, and waits for it as long as it makes progress.
     pub async fn fill(self: &Arc<Self>) -> Result<Arc<Index>, FetchError> {
@@ -54,20 +63,39 @@ impl LayerFetch {
         if let Some(index) = self.fill_job().known_index().await? {
             return Ok(index);
         }
-        self.audit().await
+        self.audit().await.map_err(|failed| failed.error)
     }
 
     /// The same, always by reading the layer whole.
-    pub async fn audit(self: &Arc<Self>) -> Result<Arc<Index>, FetchError> {
+    pub async fn audit(self: &Arc<Self>) -> Result<Arc<Index>, NotAudited> {
         let bound = self.context.limits.max_inflated;
-        let audit = self.read_whole(|transfer| async move {
-            self.progress.send_replace(0);
-            let passed = pass(&self.layer, bound, transfer.ordered(), None).await?;
-            Ok(Arc::new(passed.index))
+        // A plain mutex, held to put something in.
+        let false_index = Mutex::new(None);
+        let audit = self.read_whole(|transfer| {
+            let false_index = &false_index;
+            async move {
+                self.progress.send_replace(0);
+                match pass(&self.layer, bound, transfer.ordered(), None).await {
+                    Ok(passed) => Ok(Arc::new(passed.index)),
+                    Err(Failure::False(mismatch, index)) => {
+                        *false_index.lock().unwrap_or_else(|held| held.into_inner()) =
+                            index.map(|index| Arc::new(*index));
+                        Err(Failure::False(mismatch, None))
+                    }
+                    Err(failure) => Err(failure),
+                }
+            }
         });
-        let index = while_progressing(audit, self.progress(), &self.context.limits, &self.what()).await?;
-        self.keep(&index).await?;
-        Ok(index)
+        let index = while_progressing(audit, self.progress(), &self.context.limits, &self.what()).await;
+        match index {
+            Ok(index) => match self.keep(&index).await {
+                Ok(()) => Ok(index),
+                Err(error) => Err(NotAudited { error, found: None }),
+            },
+            Err(error) => {
+                Err(NotAudited { error, found: false_index.into_inner().unwrap_or_else(|held| held.into_inner()) })
+            }
+        }
     }
 
     /// Keeps an index that a pass has derived, if the cache can.
@@ -99,7 +127,7 @@ impl LayerFetch {
                     may_recover |= error.is_unreachable();
                     last = error;
                 }
-                Err(Failure::False(cause)) => {
+                Err(Failure::False(cause, _)) => {
                     tracing::error!(layer = %cause.expected, found = %cause.found, source = %source_name,
                         "layer does not have its digest; nothing of it is kept and this source is not asked again");
                     self.lock_poison().sources.insert(position);
