@@ -350,6 +350,10 @@ fn what_was_missing_beside_a_tag_that_was_there_is_told() {
     let said = kitfs.run(&["index", &source, &target]);
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(said.contains("something was missing; added: 1 blobs") && !said.contains("nothing has changed"), "{said}");
+    // A list that names a referrer which is gone.
+    server.remove(&text(&first["referrer"]).parse().expect("a digest"));
+    let third = as_json(&kitfs, &[&source, &target]);
+    assert_eq!(third["wrote"], json!({"kit": false, "referrer": true, "blobs": 0}));
     let last = as_json(&kitfs, &[&source, &target]);
     assert_eq!((&last["changed"], last["notes"].to_string().contains("nothing has changed")), (&json!(false), true));
 }

@@ -197,10 +197,17 @@ fn open_existing(path: &Path) -> io::Result<Option<File>> {
     let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed();
     let file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound || is_link(&error) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound || is_link(&error) || is_socket(&error) => {
+            return Ok(None);
+        }
         Err(error) => return Err(error),
     };
     Ok(file.metadata()?.is_file().then_some(file))
+}
+
+/// Whether a path was not opened because it is a socket.
+fn is_socket(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error())
 }
 
 /// Whether a path was not opened because it is a symbolic link.

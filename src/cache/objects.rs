@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -89,7 +90,7 @@ impl Cache {
         for _ in 0..2 {
             let staged = self.staged.lock().unwrap_or_else(|held| held.into_inner()).get(name).cloned();
             for path in std::iter::once(&committed).chain(staged.as_ref()) {
-                let Some(file) = open_existing(path).map_err(io_error("open", path))? else { continue };
+                let Some(file) = open_patiently(path).map_err(io_error("open", path))? else { continue };
                 match flock(&file, FlockOperation::NonBlockingLockShared) {
                     Ok(()) => {}
                     Err(rustix::io::Errno::WOULDBLOCK) => continue,
@@ -114,6 +115,26 @@ impl Cache {
         let staged = self.staged.lock().unwrap_or_else(|held| held.into_inner()).get(name).cloned();
         staged.is_some_and(|path| is_file_of(&path, size)) || is_file_of(&self.spread("objects", &name.hex()), size)
     }
+}
+
+/// Opens a file, and where no more can be opened just now, waits for others to be closed: files that have become objects
+/// are, as soon as the disk has them.
+fn open_patiently(path: &Path) -> io::Result<Option<File>> {
+    /// Two seconds in all.
+    const TRIES: u32 = 100;
+    const PAUSE: Duration = Duration::from_millis(20);
+    for _ in 0..TRIES {
+        match open_existing(path) {
+            Err(error) if is_exhausted(&error) => std::thread::sleep(PAUSE),
+            outcome => return outcome,
+        }
+    }
+    open_existing(path)
+}
+
+fn is_exhausted(error: &io::Error) -> bool {
+    let [process, system] = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(|errno| errno.raw_os_error());
+    error.raw_os_error().is_some_and(|found| found == process || found == system)
 }
 
 /// Whether a path is a regular file of this size. Any other there is damage.

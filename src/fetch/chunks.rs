@@ -9,11 +9,11 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
 use lru::LruCache;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::FetchError;
 use super::ahead::Streams;
@@ -38,6 +38,8 @@ pub struct Chunked {
     slots: Mutex<HashMap<u64, Slot>>,
     streams: Mutex<Streams>,
     unwritten: Arc<Unwritten>,
+    /// Held for as long as the file is open, where nobody asked for it.
+    right: OnceLock<OwnedSemaphorePermit>,
 }
 
 /// Verified chunks that the cache could not take, those used last: what a full disk would have fetched again for each
@@ -81,7 +83,13 @@ pub struct Claim {
 impl Chunked {
     /// A file of which no chunk is known to be here yet.
     pub fn new(partial: Partial, unwritten: Arc<Unwritten>) -> Self {
-        Self { partial, slots: Mutex::default(), streams: Mutex::default(), unwritten }
+        Self { partial, slots: Mutex::default(), streams: Mutex::default(), unwritten, right: OnceLock::new() }
+    }
+
+    /// Keeps the right to be open, for one that nobody asked for.
+    pub fn keep(&self, right: OwnedSemaphorePermit) {
+        // A second one goes back.
+        let _ = self.right.set(right);
     }
 
     /// The file in the cache.

@@ -1,4 +1,5 @@
-//! The files that a process is filling chunk by chunk, each once, and those that are complete and wait for the disk.
+//! The files that a process is filling chunk by chunk, each once, and those that are complete and wait for the disk. Each
+//! has a descriptor, so there is a bound on how many there are.
 //!
 //! Locks: a plain mutex around the map of files, one around those that wait; held for a look or a note, never both.
 
@@ -8,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use bytes::Bytes;
 use lru::LruCache;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::chunks::{Chunked, Unwritten};
 use crate::cache::{Cache, Partial};
@@ -15,28 +17,44 @@ use crate::object::{ChunkList, ObjectDigest};
 
 /// So many chunks are kept in memory for want of a disk: 32 MiB.
 const UNWRITTEN: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
-/// So many complete files may wait to be made durable, each with its descriptor, before more are fetched that nobody
-/// asked for: a quarter of 4,096, the smallest hard limit that is usual.
+/// So many files may wait to be made durable, each with its descriptor, before those who would add to them wait as well;
+/// and so many may be filled that nobody asked for. Fewer where the process may open few: see [`share`].
 const WAITING: usize = 1024;
+
+/// What of the descriptors that this process may open goes to one use of many; at most `most`. An eighth: there are the
+/// two uses here, the files at hand in `fs`, sockets, and what is opened for a moment.
+pub fn share(most: usize) -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(most, |limit| usize::try_from(limit / 8).unwrap_or(most)).clamp(1, most)
+}
 
 /// The files that this process is filling, and those that wait to be made durable.
 #[derive(Debug)]
 pub struct OpenFiles {
     files: Mutex<HashMap<ObjectDigest, Weak<Chunked>>>,
     complete: Mutex<Complete>,
+    /// Tells that fewer files wait.
+    fewer: Notify,
+    most: usize,
+    /// For files that nobody asked for.
+    neighbours: Arc<Semaphore>,
     unwritten: Arc<Unwritten>,
 }
 
 impl Default for OpenFiles {
     fn default() -> Self {
         let unwritten = Arc::new(Mutex::new(LruCache::new(UNWRITTEN)));
-        Self { files: Mutex::default(), complete: Mutex::default(), unwritten }
+        let most = share(WAITING);
+        let neighbours = Arc::new(Semaphore::new(most));
+        Self { files: Mutex::default(), complete: Mutex::default(), fewer: Notify::new(), most, neighbours, unwritten }
     }
 }
 
 #[derive(Debug, Default)]
 struct Complete {
     waiting: Vec<Arc<Chunked>>,
+    /// How many wait, those in hand included.
+    count: usize,
     /// Whether somebody is at it, who will find those that come meanwhile.
     committing: bool,
 }
@@ -71,15 +89,29 @@ impl OpenFiles {
         self.complete.lock().unwrap_or_else(|held| held.into_inner())
     }
 
-    /// Whether more may be fetched that nobody asked for.
-    pub fn has_room(&self) -> bool {
-        self.complete().waiting.len() < WAITING
+    /// The right to fill a file that nobody asked for, if there is one left; the file keeps it for as long as it is open.
+    pub fn neighbour(&self) -> Option<OwnedSemaphorePermit> {
+        self.neighbours.clone().try_acquire_owned().ok()
+    }
+
+    /// Waits until not too many files wait for the disk. It writes them or fails, so this ends.
+    pub async fn until_room(&self) {
+        loop {
+            let mut fewer = std::pin::pin!(self.fewer.notified());
+            // From here on no news is missed.
+            fewer.as_mut().enable();
+            if self.complete().count < self.most {
+                return;
+            }
+            fewer.await;
+        }
     }
 
     /// Makes a complete file durable, behind the readers' backs, together with others that become complete meanwhile.
     pub fn commit(self: &Arc<Self>, cache: &Arc<Cache>, file: Arc<Chunked>) {
         let mut complete = self.complete();
         complete.waiting.push(file);
+        complete.count += 1;
         if std::mem::replace(&mut complete.committing, true) {
             return;
         }
@@ -91,6 +123,7 @@ impl OpenFiles {
                 for error in cache.commit(&partials) {
                     tracing::error!(%error, "the cache did not keep a verified file under its name");
                 }
+                committing.done(group);
             }
         });
     }
@@ -106,12 +139,24 @@ impl Committing {
         complete.committing = !complete.waiting.is_empty();
         complete.committing.then(|| std::mem::take(&mut complete.waiting))
     }
+
+    /// Closes the files of a group.
+    fn done(&self, group: Vec<Arc<Chunked>>) {
+        let count = group.len();
+        drop(group);
+        self.0.complete().count -= count;
+        self.0.fewer.notify_waiters();
+    }
 }
 
 impl Drop for Committing {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.complete().committing = false;
+            let mut complete = self.0.complete();
+            complete.committing = false;
+            complete.count = complete.waiting.len();
+            drop(complete);
+            self.0.fewer.notify_waiters();
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::archive::EntryKind;
 use crate::fetch::chunks::Piece;
 use crate::fetch::layer::{Content, RowContent};
 use crate::fetch::listing::{Listing, Probe};
+use crate::fetch::open_files::share;
 use crate::fetch::{Context, FetchError, Kit, Tier, Verify};
 use crate::path::TreePath;
 pub use crate::tree::NodeKind;
@@ -29,8 +30,8 @@ use crate::tree::{Conflict, Lookup, Meta, Need, NodeId, Origin, ROOT_INO, Tree};
 
 /// How long the kernel may keep what it was told of names below the root: they never change.
 const LONG_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Open files of the cache kept at hand: well below the usual limit of 1,024 descriptors a process.
-const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// Open files of the cache kept at hand; fewer where the process may open few.
+const OPEN_FILES: usize = 256;
 /// Contradictions that are kept and logged; a hostile kit has as many as entries.
 const CONFLICTS: usize = 100;
 /// Directory entries answered at once: more than fit into one reply of the kernel's.
@@ -165,7 +166,7 @@ impl Fs {
             context,
             ownership,
             tree: RwLock::new(tree),
-            open: Mutex::new(LruCache::new(OPEN_FILES)),
+            open: Mutex::new(LruCache::new(NonZeroUsize::new(share(OPEN_FILES)).unwrap_or(NonZeroUsize::MIN))),
             conflicts: Mutex::default(),
         }
     }

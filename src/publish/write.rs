@@ -171,7 +171,16 @@ impl Writer<'_> {
         let what = format!("the list of what refers to {subject}");
         let ask = || self.target.referrers(subject, MEDIA_TYPE);
         let all = retried(&what, self.limits.meta_timeout, ask).await.map_err(|error| self.failed(what, error))?;
-        Ok(all.contains(referrer))
+        if !all.contains(referrer) {
+            return Ok(false);
+        }
+        // A list that a tag holds may name what is gone.
+        let what = format!("the referrer {referrer}");
+        match retried(&what, self.limits.meta_timeout, || self.target.manifest(referrer)).await {
+            Ok(_) => Ok(true),
+            Err(FetchError::Source { cause: SourceError::NotFound { .. }, .. }) => Ok(false),
+            Err(error) => Err(self.failed(what, error)),
+        }
     }
 
     /// Puts the kit's manifest under a tag. Its blobs must be there.

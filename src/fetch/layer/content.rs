@@ -146,6 +146,7 @@ impl LayerFetch {
     fn get(self: &Arc<Self>, row: usize, mut wants: Vec<Want>, somebody_waits: bool) {
         let this = self.clone();
         tokio::spawn(async move {
+            this.context.files.until_room().await;
             if let Some(known) = this.known() {
                 wants = this.with_neighbours(known, row, wants).await;
             }
@@ -165,7 +166,7 @@ impl LayerFetch {
     /// are missing too, up to the first that is not.
     async fn with_neighbours(self: &Arc<Self>, known: Known, row: usize, wants: Vec<Want>) -> Vec<Want> {
         let is_small = known.head().row(row).is_some_and(|row| row.size() <= u64::from(CHUNK_SIZE));
-        if !is_small || !self.context.files.has_room() {
+        if !is_small {
             return wants;
         }
         let this = self.clone();
@@ -203,14 +204,16 @@ impl LayerFetch {
     /// A want for a neighbour, if it is missing and nobody is getting it.
     fn neighbour(&self, head: &Head, row: u32, place: &Range<u64>) -> Option<Want> {
         let Some(Chunks::Here(list)) = head.row(row as usize)?.chunks() else { return None };
+        let right = self.context.files.neighbour()?;
         // First the file, then the look for the object: a file that is committed in between is either still this one or
         // seen there.
         let file = self.context.files.get_or_open(&self.context.cache, list.to_owned());
         if self.context.cache.has_object(&list.object(), list.size()) {
             return None;
         }
-        let (claim, _) = file.claim(0, &self.progress);
-        Some(Want::new(claim?, place.clone()))
+        let claim = file.claim(0, &self.progress).0?;
+        file.keep(right);
+        Some(Want::new(claim, place.clone()))
     }
 
     async fn object(self: &Arc<Self>, head: &Head, row: usize) -> Result<Option<Object>, FetchError> {
