@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,8 +8,7 @@ use super::*;
 use crate::cache::Cache;
 use crate::digest::Unverified;
 use crate::fetch::{Access, Context, Limits, Request, Verify};
-use crate::modelkit::{Compression, Format, Kind, Layer};
-use crate::path::TreePath;
+use crate::modelkit::{Layer, testing};
 use crate::source::{BlobId, ByteStream, Connection, Source, SourceError};
 
 /// A repository that is asked for manifests and referrers, and for nothing else.
@@ -81,21 +79,7 @@ fn pin(size: u64) -> Pin {
 }
 
 fn layer(name: &str, kit: usize) -> Layer {
-    Layer {
-        digest: Digest::of(name.as_bytes()),
-        size: 1,
-        diff_id: None,
-        media_type: String::new(),
-        annotations: BTreeMap::new(),
-        kind: Kind::Model,
-        name: None,
-        path: name.to_owned(),
-        format: Format::Tar,
-        compression: Compression::None,
-        root: TreePath::root(),
-        prefix: TreePath::root(),
-        kit,
-    }
+    Layer { kit, ..testing::layer(name) }
 }
 
 fn kit() -> Digest {

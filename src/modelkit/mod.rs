@@ -30,6 +30,8 @@ pub mod plan;
 pub mod referrer;
 mod scalar;
 #[cfg(test)]
+pub mod testing;
+#[cfg(test)]
 mod tests;
 mod timestamp;
 mod yaml;

@@ -1,30 +1,11 @@
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::cache::Cache;
-use crate::digest::Digest;
 use crate::fetch::{Context, FILLS, Limits, Verify};
-use crate::modelkit::{Compression, Format, Kind, Layer};
-use crate::path::TreePath;
+use crate::modelkit::testing;
 
 /// A layer that nobody has.
 fn layer(name: &str, context: &Context) -> Arc<LayerFetch> {
-    let layer = Layer {
-        digest: Digest::of(name.as_bytes()),
-        size: 1,
-        diff_id: None,
-        media_type: String::new(),
-        annotations: BTreeMap::new(),
-        kind: Kind::Model,
-        name: None,
-        path: name.to_owned(),
-        format: Format::Tar,
-        compression: Compression::None,
-        root: TreePath::root(),
-        prefix: TreePath::root(),
-        kit: 0,
-    };
-    LayerFetch::new(layer, context.clone(), Vec::new(), None)
+    LayerFetch::new(testing::layer(name), context.clone(), Vec::new(), None)
 }
 
 #[tokio::test]
