@@ -52,6 +52,20 @@ fn a_small_read_in_the_middle_of_a_cold_1_gib_file_is_one_request_of_at_most_1_m
 }
 
 #[test]
+fn the_chunk_list_of_a_file_comes_when_it_is_opened_and_not_when_it_is_listed() {
+    let server = FaultServer::empty("team/kit");
+    let kit = KitBuilder::new().indexed().content("model", "m.bin", huge_tar("m.bin", 1, 3 * MIB)).serve(&server, "v1");
+    let kitfs = Kitfs::new();
+    let mount = kitfs.mount(&kit.reference, &[]);
+    let index = kit.indexes[0].digest;
+    assert_eq!(std::fs::metadata(mount.path("m.bin")).expect("stat").len(), 3 * MIB);
+    assert_eq!(server.requests_for(index), 1, "the head");
+    let _file = std::fs::File::open(mount.path("m.bin")).expect("opens");
+    support::eventually("the list", || server.requests_for(index) == 2);
+    assert_eq!(server.requests_for(kit.layers[0]), 0, "the layer waits for a read");
+}
+
+#[test]
 fn a_chunk_list_is_fetched_once_and_a_chunk_too() {
     let server = FaultServer::empty("team/big");
     let kit =

@@ -279,10 +279,14 @@ impl Fs {
             return Err(FsError::IsDirectory);
         }
         let streaming = match origin {
-            Origin::Layer { layer, .. } => {
+            Origin::Layer { layer: at, entry } => {
+                let layer = &self.kit.layers[at as usize];
                 // What the kernel has cached of it is not asked for.
-                self.kit.layers[layer as usize].check_poison()?;
-                self.context.verify == Verify::Stream && self.kit.layers[layer as usize].tier() == Tier::Provisional
+                layer.check_poison()?;
+                if !self.open_files().contains(&(at, entry)) {
+                    layer.prepare(entry as usize);
+                }
+                self.context.verify == Verify::Stream && layer.tier() == Tier::Provisional
             }
             Origin::Skeleton | Origin::Kitfile => false,
         };

@@ -245,6 +245,20 @@ impl LayerFetch {
         }
     }
 
+    /// Sets out to get what it takes to read a file: the chunk list that its named index has of it. Nobody waits, and who
+    /// reads is told what is wrong.
+    pub fn prepare(self: &Arc<Self>, row: usize) {
+        let Some(known @ Known::Named(..)) = self.known() else { return };
+        let is_elsewhere = known.head().row(row).is_some_and(|row| matches!(row.chunks(), Some(Chunks::At(_))));
+        if !is_elsewhere || self.layer.compression != Compression::None {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            let _ = this.open(&known, row).await;
+        });
+    }
+
     /// Opens the content of a row that is known, for all who ask at once. `None` where it comes with the whole layer.
     async fn open(self: &Arc<Self>, known: &Known, row: usize) -> Result<Option<Content>, FetchError> {
         if let Some(object) = self.object(known.head(), row).await? {
