@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::error::ModelKitError;
 use super::index::{ImageIndex, Platform};
@@ -106,6 +107,24 @@ struct RawPlatform {
     variant: Option<String>,
 }
 
+/// Reads a document, which errors call `what` and which tells its `version`.
+pub(super) fn read<T: DeserializeOwned>(
+    what: &'static str,
+    bytes: &Verified,
+    version: impl FnOnce(&T) -> u64,
+) -> Result<T, ModelKitError> {
+    let size = bytes.bytes().len() as u64;
+    if size > MAX_MANIFEST {
+        return Err(ModelKitError::TooLarge { what, size, limit: MAX_MANIFEST });
+    }
+    let raw: T =
+        serde_json::from_slice(bytes.bytes()).map_err(|cause| ModelKitError::Json { what, cause: cause.into() })?;
+    match version(&raw) {
+        2 => Ok(raw),
+        found => Err(invalid(what, format!("its schemaVersion is {found}, expected 2"))),
+    }
+}
+
 /// A manifest and an index at once: which one it is, its fields tell.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -132,15 +151,7 @@ pub(super) fn invalid(what: &'static str, why: impl Into<String>) -> ModelKitErr
 impl Document {
     /// Reads a manifest or an image index.
     pub fn parse(bytes: &Verified) -> Result<Self, ModelKitError> {
-        let size = bytes.bytes().len() as u64;
-        if size > MAX_MANIFEST {
-            return Err(ModelKitError::TooLarge { what: "manifest", size, limit: MAX_MANIFEST });
-        }
-        let raw: RawDocument = serde_json::from_slice(bytes.bytes())
-            .map_err(|cause| ModelKitError::Json { what: "manifest", cause: cause.into() })?;
-        if raw.schema_version != 2 {
-            return Err(invalid("manifest", format!("its schemaVersion is {}, expected 2", raw.schema_version)));
-        }
+        let raw: RawDocument = read("manifest", bytes, |raw: &RawDocument| raw.schema_version)?;
         let media_type = raw.media_type.as_deref().unwrap_or_default();
         let known = |types: &[&str]| media_type.is_empty() || types.contains(&media_type);
         match (raw.config, raw.manifests) {

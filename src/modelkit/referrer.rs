@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::error::ModelKitError;
-use super::manifest::{Descriptor, MANIFEST_TYPES, MAX_MANIFEST, RawDescriptor, descriptor, descriptors, invalid};
+use super::manifest::{Descriptor, MANIFEST_TYPES, RawDescriptor, descriptor, descriptors, invalid, read};
 use crate::digest::{Digest, Verified};
 
 /// A manifest with a subject.
@@ -35,15 +35,7 @@ impl Referrer {
     /// Reads a manifest that must be a referrer.
     pub fn parse(bytes: &Verified) -> Result<Self, ModelKitError> {
         const WHAT: &str = "referrer";
-        let size = bytes.bytes().len() as u64;
-        if size > MAX_MANIFEST {
-            return Err(ModelKitError::TooLarge { what: WHAT, size, limit: MAX_MANIFEST });
-        }
-        let raw: RawReferrer = serde_json::from_slice(bytes.bytes())
-            .map_err(|cause| ModelKitError::Json { what: WHAT, cause: cause.into() })?;
-        if raw.schema_version != 2 {
-            return Err(invalid(WHAT, format!("its schemaVersion is {}, expected 2", raw.schema_version)));
-        }
+        let raw: RawReferrer = read(WHAT, bytes, |raw: &RawReferrer| raw.schema_version)?;
         let media_type = raw.media_type.unwrap_or_default();
         if !media_type.is_empty() && !MANIFEST_TYPES.contains(&media_type.as_str()) {
             return Err(invalid(WHAT, format!("its mediaType is {media_type:?}, expected an OCI manifest's")));
