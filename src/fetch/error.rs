@@ -239,6 +239,11 @@ impl FetchError {
         )
     }
 
+    /// Whether a source knows no ranges, so that what was asked of it can only be had whole.
+    pub fn ignores_ranges(&self) -> bool {
+        matches!(self.root(), Self::Source { cause: SourceError::RangeIgnored { .. }, .. })
+    }
+
     /// The error behind shared ones.
     pub fn root(&self) -> &FetchError {
         match self {

@@ -14,7 +14,6 @@ use crate::archive::walker::{Caps, Step, Walker};
 use crate::archive::{Entry, EntryKind, listing};
 use crate::modelkit::{Compression, Format, Layer};
 use crate::path::TreePath;
-use crate::source::SourceError;
 use crate::tree::{Meta, NodeKind};
 
 /// The first read of a layer: 64 KiB hold the headers of any parents, and all of a small layer.
@@ -269,7 +268,7 @@ async fn walk(
                 let end = layer.size.min(offset.saturating_add(len.max(HOP)));
                 let pieces = match transfer.range(offset..end).await {
                     // Where there are no ranges there is no hopping.
-                    Err(FetchError::Source { cause: SourceError::RangeIgnored { .. }, .. }) => return Ok(None),
+                    Err(error) if error.ignores_ranges() => return Ok(None),
                     pieces => pieces?,
                 };
                 let bytes = pieces.iter().flat_map(|piece| piece.peek().iter().copied()).collect();

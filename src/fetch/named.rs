@@ -220,7 +220,7 @@ impl Ask<'_> {
                 let name = transfer.source.name();
                 let bytes = match transfer.range(range.clone()).await {
                     // Then all of it comes, and is kept, so that this happens once.
-                    Err(FetchError::Source { cause: SourceError::RangeIgnored { .. }, .. }) => {
+                    Err(error) if error.ignores_ranges() => {
                         let whole = self.fetch(transfer, self.pin.size, self.pin.digest).await?;
                         whole.bytes().slice(range.start as usize..range.end as usize)
                     }

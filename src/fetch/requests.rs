@@ -40,7 +40,7 @@ impl Want {
     }
 }
 
-/// Where chunks are fetched from, and who is told of files that are complete.
+/// Where chunks are fetched from, and the cache that takes them.
 #[derive(Debug, Clone)]
 pub struct Supply {
     /// Cache and limits.

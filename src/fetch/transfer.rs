@@ -123,7 +123,7 @@ impl Transfer {
                     let head = stream::iter(pieces.into_iter().map(Ok));
                     head.chain(this.ranges(first.end..len)).boxed()
                 }
-                Err(FetchError::Source { cause: SourceError::RangeIgnored { .. }, .. }) => this.sequential(len),
+                Err(error) if error.ignores_ranges() => this.sequential(len),
                 Err(error) => stream::once(async move { Err(error) }).boxed(),
             }
         };

@@ -347,7 +347,7 @@ impl Fs {
             match layer.read(row, &file, range.clone()).await {
                 Ok(pieces) => return Ok(ReadReply::Pieces(pieces)),
                 // Its source knows no ranges: the layer is fetched whole after all.
-                Err(error) if layer.comes_whole(&error) => self.open_files().pop(&at),
+                Err(error) if error.ignores_ranges() => self.open_files().pop(&at),
                 Err(error) => return Err(error.into()),
             };
         }

@@ -21,7 +21,6 @@ use crate::fetch::flight::Flight;
 use crate::fetch::requests::{GAP, Supply, Want};
 use crate::modelkit::Compression;
 use crate::object::{CHUNK_SIZE, ChunkList};
-use crate::source::SourceError;
 
 /// A file of one chunk is fetched with what lies in the same window of the layer, aligned to this.
 const WINDOW: u64 = 1 << 20;
@@ -327,14 +326,9 @@ impl LayerFetch {
 
     /// Remembers that a layer can only be had whole.
     fn note_whole(&self, error: &FetchError) {
-        if self.comes_whole(error) {
+        if error.ignores_ranges() {
             self.only_whole.store(true, Ordering::Relaxed);
         }
-    }
-
-    /// Whether a range could not be had because the layer can only be had whole: then its content is to be asked again.
-    pub fn comes_whole(&self, error: &FetchError) -> bool {
-        matches!(error.root(), FetchError::Source { cause: SourceError::RangeIgnored { .. }, .. })
     }
 }
 
