@@ -10,9 +10,10 @@
 //! fs            lookup, getattr, readdir, open, read
 //! publish       a kit with indexes: derived, named in its manifest or beside it, written where it can be found
 //! fetch         resolving a reference to a plan, listing a layer, getting its chunks or all of it: flights and deadlines
+//! inventory     what is in the cache by kit: what belongs together, what may go
 //! tree          the merged names of all layers                                    (pure)
 //! archive       layer bytes → entries → chunks: tar walker, inflaters, index      (pure)
-//! cache         verified bytes on disk: blobs, objects, staging, tags
+//! cache         verified bytes on disk: blobs, objects, staging, tags; their limit
 //! source        where blobs come from: registry, OCI layout, kit's storage
 //! modelkit      manifest, config, Kitfile, filter → plan                          (pure)
 //! object        chunks, their list, and the object digest that names a file's content
@@ -31,6 +32,7 @@ pub mod digest;
 pub mod fetch;
 pub mod fs;
 pub mod fuse;
+pub mod inventory;
 pub mod modelkit;
 pub mod mount;
 pub mod object;

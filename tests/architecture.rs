@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["fuse"],
     &["fs", "publish"],
     &["fetch"],
-    &["tree"],
+    &["tree", "inventory"],
     &["archive", "cache", "source"],
     &["modelkit"],
     &["object"],

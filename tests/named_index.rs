@@ -51,7 +51,8 @@ impl User {
         let cache = Arc::new(Cache::open(&home.path().join("cache")).expect("a cache"));
         let limits = Limits { read_timeout: std::time::Duration::from_secs(3), ..Limits::default() };
         let context = Context::new(cache, limits, Verify::Strict);
-        let access = Access { connection: Connection::default(), kit_home: home.path().join("kit") };
+        let access =
+            Access { connection: Connection::default(), kit_home: home.path().join("kit"), require_fresh: false };
         Self { _home: home, context, access }
     }
 

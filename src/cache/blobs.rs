@@ -79,8 +79,8 @@ impl Cache {
 
 impl NewBlob {
     /// Adds its next bytes.
-    pub fn write(&mut self, bytes: &Unverified) -> Result<(), CacheError> {
-        self.file.write_at(bytes.peek(), self.written)?;
+    pub fn write(&mut self, cache: &Cache, bytes: &Unverified) -> Result<(), CacheError> {
+        self.file.write_at(cache, bytes.peek(), self.written)?;
         self.written += bytes.len() as u64;
         Ok(())
     }

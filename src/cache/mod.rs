@@ -9,6 +9,8 @@
 //!   partial/<ab>/<hex>         sparse file being filled: its holes are the map; <hex>.list its chunk digests
 //!   incoming/<key>/            a fill in progress, or one long blob, locked
 //!   tags/<ab>/<key>            what a tag was last known to be, and which referrer a rule of trust led to
+//!   kits/<ab>/<hex>            which files of the cache belong to a kit, and whether it is kept
+//!   served/<ab>/<key>          which kit a directory serves, and which one it served before
 //! ```
 //!
 //! Invariants:
@@ -23,6 +25,9 @@
 //! All calls block on the disk: call them from a blocking thread.
 
 mod blobs;
+mod evict;
+mod kits;
+mod limit;
 mod map;
 mod objects;
 mod partial;
@@ -38,6 +43,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use blobs::NewBlob;
+pub use evict::{Policy, Protected, Small};
+pub use kits::{KitRecord, LayerRecord};
+pub use limit::Limit;
 pub use objects::{CachedRange, Object};
 pub use partial::Partial;
 pub use small::LastKnown;
@@ -52,10 +60,24 @@ const FORMAT: &str = "kitfs-cache 1\n";
 #[derive(Debug)]
 pub struct Cache {
     root: PathBuf,
+    settings: Settings,
     /// Objects that this process has verified and that still lie in staging.
     staged: Mutex<HashMap<ObjectDigest, PathBuf>>,
     /// Makes temporary names unique within the process.
     counter: AtomicU64,
+}
+
+/// How a cache is used.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// How much it may hold.
+    pub limit: Limit,
+    /// What may go when that is too much.
+    pub policy: Policy,
+    /// Whether an object is hashed again whenever it is opened.
+    pub recheck: bool,
+    /// Caches to look into before the network: read, never written, whoever owns them.
+    pub lower: Vec<PathBuf>,
 }
 
 /// Why the cache can't be used, or a file in it.
@@ -71,6 +93,14 @@ pub enum CacheError {
         /// The system's error.
         #[source]
         cause: io::Error,
+    },
+    /// There is no room for more: the disk is full, or the cache has reached its limit and nothing in it may go.
+    #[error("cache: no room for {path}: {why}")]
+    Full {
+        /// The file that was to grow.
+        path: PathBuf,
+        /// What is full.
+        why: String,
     },
     /// The directory holds something else, or a cache of another version.
     #[error(
@@ -98,6 +128,13 @@ pub enum CacheError {
     },
 }
 
+impl CacheError {
+    /// Whether what it is about was verified or may be: only the place to keep it is missing.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
+}
+
 /// Turns an I/O error into one that says what was tried on which file.
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CacheError {
     let path = path.to_owned();
@@ -105,17 +142,23 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CacheE
 }
 
 impl Cache {
-    /// Opens a cache, making it where there is none, and clears staging that no process holds.
+    /// Opens a cache without a limit, making it where there is none.
     pub fn open(root: &Path) -> Result<Self, CacheError> {
+        Self::open_with(root, Settings::default())
+    }
+
+    /// Opens a cache, making it where there is none, and clears staging that no process holds.
+    pub fn open_with(root: &Path, settings: Settings) -> Result<Self, CacheError> {
         make_dir(root)?;
         let owner = fs::metadata(root).map_err(io_error("stat", root))?.uid();
         let user = rustix::process::geteuid().as_raw();
         if owner != user {
             return Err(CacheError::Owner { path: root.to_owned(), owner, user });
         }
-        let cache = Self { root: root.to_owned(), staged: Mutex::new(HashMap::new()), counter: AtomicU64::new(0) };
+        let cache =
+            Self { root: root.to_owned(), settings, staged: Mutex::new(HashMap::new()), counter: AtomicU64::new(0) };
         cache.check_format()?;
-        for dir in ["blobs/sha256", "indexes", "objects", "partial", "incoming", "tags"] {
+        for dir in ["blobs/sha256", "indexes", "objects", "partial", "incoming", "tags", "kits", "served"] {
             make_dir(&root.join(dir))?;
         }
         cache.sweep_incoming();

@@ -103,9 +103,10 @@ impl Partial {
     }
 
     /// Writes a chunk; tells whether that made the file complete.
-    pub fn write(&self, chunk: &VerifiedChunk) -> Result<bool, CacheError> {
+    pub fn write(&self, cache: &Cache, chunk: &VerifiedChunk) -> Result<bool, CacheError> {
         let range = self.list.range(chunk.number()).filter(|_| chunk.object() == self.list.object());
         let Some(range) = range else { return Ok(false) };
+        cache.grow(&self.path, range.end - range.start)?;
         let Some(file) = self.file(true)? else { return Ok(false) };
         file.write_all_at(chunk.bytes().bytes(), range.start).map_err(io_error("write", &self.path))?;
         Ok(self.note(chunk.number()))

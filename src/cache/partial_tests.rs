@@ -45,7 +45,7 @@ fn what_was_written_is_found_by_this_process_at_once_and_by_another_after_hashin
     let partial = cache.partial(list_of(&content));
     assert!(partial.look(0).expect("looks").is_none(), "nothing is there, and a look makes nothing");
     assert!(!partial.path.exists());
-    assert!(!partial.write(&chunk(&content, 1)).expect("writes"));
+    assert!(!partial.write(&cache, &chunk(&content, 1)).expect("writes"));
     let range = partial.range(&(CHUNK as u64 + 3..2 * CHUNK as u64)).expect("is verified");
     assert_eq!(read(&range), content[CHUNK + 3..2 * CHUNK]);
     assert!(partial.range(&(CHUNK as u64 - 1..CHUNK as u64 + 1)).is_none(), "the chunk before is missing");
@@ -66,11 +66,11 @@ fn a_complete_file_gets_its_name_by_a_commit_and_the_partial_one_goes() {
     let list = list_of(&content);
     cache.keep_chunk_list(&list).expect("kept");
     let partial = cache.partial(list.clone());
-    assert!(!partial.write(&chunk(&content, 1)).expect("writes"));
+    assert!(!partial.write(&cache, &chunk(&content, 1)).expect("writes"));
     assert!(cache.commit(&[&partial]).is_empty());
     assert!(cache.object(&list.object(), list.size()).expect("looks").is_none(), "it is not complete");
-    assert!(partial.write(&chunk(&content, 0)).expect("writes"), "the last one is told");
-    assert!(!partial.write(&chunk(&content, 0)).expect("writes"), "once");
+    assert!(partial.write(&cache, &chunk(&content, 0)).expect("writes"), "the last one is told");
+    assert!(!partial.write(&cache, &chunk(&content, 0)).expect("writes"), "once");
     assert!(cache.commit(&[&partial]).is_empty());
     let object = cache.object(&list.object(), list.size()).expect("opens").expect("is there");
     assert_eq!(read(&object.range(0..list.size())), content);
@@ -85,7 +85,7 @@ fn two_who_fill_the_same_file_both_commit() {
     let content = content(CHUNK);
     let list = list_of(&content);
     let (one, two) = (cache.partial(list.clone()), cache.partial(list.clone()));
-    assert!(one.write(&chunk(&content, 0)).expect("writes"));
+    assert!(one.write(&cache, &chunk(&content, 0)).expect("writes"));
     assert!(two.look(0).expect("looks").is_some_and(|found| found.completes));
     assert!(cache.commit(&[&one]).is_empty());
     assert!(cache.commit(&[&two]).is_empty());
@@ -104,7 +104,7 @@ fn an_object_of_the_wrong_size_is_replaced() {
     fs::create_dir_all(path.parent().expect("a parent")).expect("makes");
     fs::write(&path, b"short").expect("writes");
     let partial = cache.partial(list.clone());
-    assert!(partial.write(&chunk(&content, 0)).expect("writes"));
+    assert!(partial.write(&cache, &chunk(&content, 0)).expect("writes"));
     assert!(cache.commit(&[&partial]).is_empty());
     assert_eq!(fs::read(&path).expect("reads"), content);
 }
@@ -117,7 +117,7 @@ fn a_file_that_a_killed_commit_left_read_only_is_made_anew() {
     fs::create_dir_all(partial.path.parent().expect("a parent")).expect("makes");
     fs::write(&partial.path, b"old").expect("writes");
     fs::set_permissions(&partial.path, fs::Permissions::from_mode(0o444)).expect("chmod");
-    assert!(partial.write(&chunk(&content, 0)).expect("writes"));
+    assert!(partial.write(&cache, &chunk(&content, 0)).expect("writes"));
     assert_eq!(fs::read(&partial.path).expect("reads"), content);
 }
 
@@ -126,7 +126,7 @@ fn a_chunk_of_another_object_is_not_written() {
     let (_dir, cache) = cache();
     let (mine, other) = (content(10), vec![9; 10]);
     let partial = cache.partial(list_of(&mine));
-    assert!(!partial.write(&chunk(&other, 0)).expect("no error"));
+    assert!(!partial.write(&cache, &chunk(&other, 0)).expect("no error"));
     assert!(partial.range(&(0..10)).is_none() && !partial.path.exists());
 }
 
@@ -177,7 +177,7 @@ proptest! {
         let list = list_of(&content);
         let before = cache.partial(list.clone());
         for number in 0..list.len() {
-            before.write(&chunk(&content, number)).expect("writes");
+            before.write(&cache, &chunk(&content, number)).expect("writes");
         }
         let file = OpenOptions::new().write(true).open(&before.path).expect("opens");
         for (number, crash) in (0..).zip(&crashes) {
@@ -212,7 +212,7 @@ proptest! {
             prop_assert_eq!(found.is_some(), is_whole, "{:?}", crash);
             prop_assert_eq!(after.range(&range).map(|range| read(&range)).is_some(), is_whole);
             if !is_whole {
-                after.write(&chunk(&content, number)).expect("writes");
+                after.write(&cache, &chunk(&content, number)).expect("writes");
             }
         }
         prop_assert!(after.is_complete());

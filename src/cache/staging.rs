@@ -53,7 +53,8 @@ pub struct StagedFile {
 
 impl StagedFile {
     /// Writes all of `bytes` at `offset`.
-    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), CacheError> {
+    pub fn write_at(&self, cache: &Cache, bytes: &[u8], offset: u64) -> Result<(), CacheError> {
+        cache.grow(&self.path, bytes.len() as u64)?;
         self.file.write_all_at(bytes, offset).map_err(io_error("write", &self.path))
     }
 

@@ -12,7 +12,7 @@ fn cache() -> (tempfile::TempDir, Cache) {
 fn sealed(cache: &Cache, key: &Digest, content: &[u8]) -> (ObjectDigest, Sealed) {
     let mut staging = cache.stage(key).expect("stages").expect("free");
     let file = staging.create().expect("creates");
-    file.write_at(content, 0).expect("writes");
+    file.write_at(cache, content, 0).expect("writes");
     let name = ObjectDigest::new(content.len() as u64, &[Digest::of(content)]);
     let mut hasher = StreamHasher::new();
     hasher.update(content);
@@ -92,7 +92,7 @@ fn staging_is_exclusive_and_unsealed_files_vanish() {
     let (_dir, cache) = cache();
     let key = Digest::of(b"layer");
     let mut staging = cache.stage(&key).expect("stages").expect("free");
-    staging.create().expect("creates").write_at(b"half", 0).expect("writes");
+    staging.create().expect("creates").write_at(&cache, b"half", 0).expect("writes");
     assert!(cache.stage(&key).expect("looks").is_none(), "a second fill must not share the directory");
     assert!(cache.stage_alone(&key).expect("stages").is_some());
     assert_eq!(cache.staged(&key), StagedState { bytes: 4, sealed: false });
@@ -138,7 +138,7 @@ fn a_long_blob_or_index_is_mapped_and_stays_when_its_file_goes() {
     let digest = Digest::of(&bytes);
     let mut blob = cache.new_blob(&digest).expect("a place");
     for piece in bytes.chunks(50_000) {
-        blob.write(&Unverified::new(piece.to_vec())).expect("writes");
+        blob.write(&cache, &Unverified::new(piece.to_vec())).expect("writes");
     }
     let kept = blob.keep(&cache, &digest).expect("keeps").expect("holds");
     cache.keep_index(&digest, &bytes).expect("keeps");
@@ -158,7 +158,7 @@ fn a_long_blob_that_is_false_or_not_finished_leaves_nothing() {
     let (_dir, cache) = cache();
     let digest = Digest::of(b"right");
     let mut blob = cache.new_blob(&digest).expect("a place");
-    blob.write(&Unverified::new(&b"wrong"[..])).expect("writes");
+    blob.write(&cache, &Unverified::new(&b"wrong"[..])).expect("writes");
     assert!(blob.keep(&cache, &digest).expect("looks").is_err());
     drop(cache.new_blob(&digest).expect("a place"));
     assert!(cache.blob(&digest).expect("reads").is_none());

@@ -189,7 +189,7 @@ impl Index {
 
 /// Opens what is written to, on a thread that may wait: a directory is made, under a lock that others may hold.
 async fn open(name: &Reference, access: &Access) -> Result<Arc<dyn Target>, Failure> {
-    let (location, Access { connection, kit_home }) = (name.location.clone(), access.clone());
+    let (location, Access { connection, kit_home, .. }) = (name.location.clone(), access.clone());
     let opened = tokio::task::spawn_blocking(move || source::open_target(&location, &connection, &kit_home));
     Ok(opened.await??)
 }

@@ -10,12 +10,16 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use super::Failure;
 use super::config::absolute;
-use crate::cache::Cache;
+use crate::cache::{Cache, Limit, Settings};
 use crate::digest::Digest;
 use crate::fetch::{Access, Context, Limits, RepositoryPattern, Request, Trust, Verify};
+use crate::inventory;
 use crate::modelkit::index::Platform;
 use crate::source::{self, Connection};
 use crate::units;
+
+/// How much of its file system the cache leaves free, in percent, unless a size is given: a kubelet evicts pods at 15 %.
+const KEPT_FREE: u8 = 20;
 
 /// What of a kit is wanted.
 #[derive(Debug, Args)]
@@ -93,6 +97,14 @@ pub(super) struct ConnectionArgs {
     /// The proxy for all requests [default: HTTPS_PROXY, HTTP_PROXY and NO_PROXY count]
     #[arg(long, env = "KITFS_PROXY", value_name = "URL")]
     proxy: Option<String>,
+    /// Never touch the network: what is not in the cache or on a disk is an error
+    #[arg(long, env = "KITFS_OFFLINE", value_name = "true|false", action = ArgAction::Set, value_parser = BoolishValueParser::new(), num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true)]
+    offline: bool,
+    /// Refuse a tag whose registry can't be reached, instead of taking the digest it had last
+    #[arg(long, env = "KITFS_REQUIRE_FRESH", value_name = "true|false", action = ArgAction::Set, value_parser = BoolishValueParser::new(), num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true)]
+    require_fresh: bool,
     /// Requests in flight for one layer
     #[arg(long, env = "KITFS_CONCURRENCY", value_name = "N", default_value = "5", value_parser = parse_concurrency)]
     concurrency: usize,
@@ -108,6 +120,16 @@ pub(super) struct FetchArgs {
     /// The cache [default: $XDG_CACHE_HOME/kitfs, else ~/.cache/kitfs]
     #[arg(long, env = "KITFS_CACHE_DIR", value_name = "DIR")]
     cache_dir: Option<PathBuf>,
+    /// How much the cache may hold [default: as much as leaves 20 % of its file system free]
+    #[arg(long, env = "KITFS_CACHE_SIZE", value_name = "SIZE", value_parser = units::parse_size)]
+    cache_size: Option<u64>,
+    /// Another cache to look into before the network: read, never written, whoever owns it; may be repeated
+    #[arg(long, env = "KITFS_CACHE_LOWER", value_name = "DIR")]
+    cache_lower: Vec<PathBuf>,
+    /// Hash what is in the cache again whenever it is opened
+    #[arg(long, env = "KITFS_RECHECK", value_name = "true|false", action = ArgAction::Set, value_parser = BoolishValueParser::new(), num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true)]
+    recheck: bool,
     /// How long content may make no progress
     #[arg(long, env = "KITFS_READ_TIMEOUT", value_name = "DURATION", default_value = "60s",
         value_parser = units::parse_duration)]
@@ -231,6 +253,7 @@ impl ConnectionArgs {
             key: path(&self.key)?,
             ca: path(&self.ca)?,
             proxy: self.proxy.clone(),
+            offline: self.offline,
             concurrency: self.concurrency,
             ..Connection::default()
         };
@@ -238,7 +261,7 @@ impl ConnectionArgs {
         connection.timeouts.answer = connection.timeouts.answer.min(fetch.meta_timeout);
         connection.timeouts.stall = connection.timeouts.stall.min(fetch.read_timeout);
         let kit_home = absolute(&source::kit_home(self.kit_home.as_deref()))?;
-        Ok(Access { connection, kit_home })
+        Ok(Access { connection, kit_home, require_fresh: self.require_fresh })
     }
 }
 
@@ -251,7 +274,18 @@ impl FetchArgs {
             concurrency: connection.concurrency,
             max_inflated: self.max_inflated,
         };
-        Ok(Context::new(Arc::new(Cache::open(&self.cache_dir()?)?), limits, verify))
+        Ok(Context::new(Arc::new(self.cache()?), limits, verify))
+    }
+
+    /// The cache, with its limit. Blocks on the disk for a moment.
+    pub(super) fn cache(&self) -> Result<Cache, Failure> {
+        let settings = Settings {
+            limit: self.cache_size.map_or(Limit::KeepFree(KEPT_FREE), Limit::Bytes),
+            policy: inventory::policy(),
+            recheck: self.recheck,
+            lower: self.cache_lower.iter().map(|dir| absolute(dir)).collect::<Result<_, _>>()?,
+        };
+        Ok(Cache::open_with(&self.cache_dir()?, settings)?)
     }
 
     fn cache_dir(&self) -> Result<PathBuf, Failure> {

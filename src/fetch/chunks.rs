@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use super::FetchError;
 use super::ahead::Streams;
 use super::flight::Outcome;
-use crate::cache::{CachedRange, Partial};
+use crate::cache::{Cache, CachedRange, Partial};
 use crate::digest::{Mismatch, Unverified, Verified};
 use crate::object::{ChunkList, ObjectDigest};
 
@@ -34,6 +34,7 @@ pub enum Piece {
 /// A file of which some chunks are in the cache.
 #[derive(Debug)]
 pub struct Chunked {
+    cache: Arc<Cache>,
     partial: Partial,
     slots: Mutex<HashMap<u64, Slot>>,
     streams: Mutex<Streams>,
@@ -82,8 +83,8 @@ pub struct Claim {
 
 impl Chunked {
     /// A file of which no chunk is known to be here yet.
-    pub fn new(partial: Partial, unwritten: Arc<Unwritten>) -> Self {
-        Self { partial, slots: Mutex::default(), streams: Mutex::default(), unwritten, right: OnceLock::new() }
+    pub fn new(cache: Arc<Cache>, partial: Partial, unwritten: Arc<Unwritten>) -> Self {
+        Self { cache, partial, slots: Mutex::default(), streams: Mutex::default(), unwritten, right: OnceLock::new() }
     }
 
     /// Keeps the right to be open, for one that nobody asked for.
@@ -204,7 +205,7 @@ impl Claim {
             None => return Ok(false),
         };
         self.tell(Ok(chunk.bytes().clone()));
-        match self.file.partial.write(&chunk) {
+        match self.file.partial.write(&self.file.cache, &chunk) {
             Ok(completes) => Ok(completes),
             Err(error) => {
                 tracing::warn!(%error, "the cache did not keep a verified chunk; it will be fetched again");
@@ -239,7 +240,6 @@ fn unwritten(chunks: &Unwritten) -> MutexGuard<'_, LruCache<(ObjectDigest, u64),
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::Cache;
     use crate::digest::Digest;
     use crate::fetch::Limits;
     use crate::fetch::open_files::OpenFiles;

@@ -173,7 +173,7 @@ impl Fill {
 
     async fn stage(&self, transfer: &Transfer, staging: Staging) -> Result<(Index, Sealed), Failure> {
         self.progress.send_replace(0);
-        let files = Files { staging, view: self.view.clone() };
+        let files = Files { cache: self.context.cache.clone(), staging, view: self.view.clone() };
         let bound = self.context.limits.max_inflated;
         let Passed { index, proof, staged } = pass(&self.layer, bound, transfer.ordered(), Some(files)).await?;
         let Some((staging, files)) = staged else { return Err(FetchError::Lost { what: self.what() }.into()) };

@@ -192,8 +192,8 @@ impl Ask<'_> {
         let mut pieces = transfer.first(len).ready_chunks(WRITTEN_AT_ONCE);
         while let Some(pieces) = pieces.next().await {
             let pieces = pieces.into_iter().collect::<Result<Vec<_>, _>>()?;
-            let write = move |_: &Cache| {
-                pieces.iter().try_for_each(|piece| blob.write(piece))?;
+            let write = move |cache: &Cache| {
+                pieces.iter().try_for_each(|piece| blob.write(cache, piece))?;
                 Ok(blob)
             };
             blob = self.context.blocking(&what, write).await?;

@@ -66,7 +66,7 @@ impl OpenFiles {
     }
 
     /// The file of this content.
-    pub fn get_or_open(&self, cache: &Cache, list: ChunkList<Bytes>) -> Arc<Chunked> {
+    pub fn get_or_open(&self, cache: &Arc<Cache>, list: ChunkList<Bytes>) -> Arc<Chunked> {
         let mut files = self.files();
         if let Some(file) = files.get(&list.object()).and_then(Weak::upgrade) {
             return file;
@@ -76,7 +76,7 @@ impl OpenFiles {
             files.retain(|_, file| file.strong_count() > 0);
         }
         let object = list.object();
-        let file = Arc::new(Chunked::new(cache.partial(list), self.unwritten.clone()));
+        let file = Arc::new(Chunked::new(cache.clone(), cache.partial(list), self.unwritten.clone()));
         files.insert(object, Arc::downgrade(&file));
         file
     }

@@ -20,7 +20,7 @@ use crate::archive::inflate::{self, Inflater};
 use crate::archive::stream::{Event, StreamWalker};
 use crate::archive::walker::{Caps, Warning};
 use crate::archive::{Entry, EntryKind};
-use crate::cache::{CacheError, StagedFile, StagedNumber, Staging};
+use crate::cache::{Cache, CacheError, StagedFile, StagedNumber, Staging};
 use crate::digest::{Digest, Mismatch, Proof, StreamHasher, Unverified};
 use crate::modelkit::{Compression, Format, Layer};
 use crate::object::ObjectDigest;
@@ -34,6 +34,8 @@ pub type Ordered = BoxStream<'static, Result<Unverified, FetchError>>;
 /// Where the files of a layer go while it is read.
 #[derive(Debug)]
 pub struct Files {
+    /// The cache that they go to.
+    pub cache: Arc<Cache>,
     /// Where they are staged.
     pub staging: Staging,
     /// Where staged bytes are shown, if anybody may see them.
@@ -291,9 +293,9 @@ impl Entries {
         open.chunker.update(bytes);
         let start = open.written;
         open.written += bytes.len() as u64;
-        let Some(file) = &open.file else { return Ok(()) };
-        file.write_at(bytes, start)?;
-        if let Some(view) = self.files.as_ref().and_then(|files| files.view.as_ref()) {
+        let (Some(files), Some(file)) = (&self.files, &open.file) else { return Ok(()) };
+        file.write_at(&files.cache, bytes, start)?;
+        if let Some(view) = &files.view {
             view.publish(&open.entry.path, file.path(), open.written);
         }
         Ok(())

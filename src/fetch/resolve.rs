@@ -63,6 +63,8 @@ pub struct Access {
     pub connection: Connection,
     /// kit's home directory.
     pub kit_home: PathBuf,
+    /// Whether what a tag was when it was last seen is not enough.
+    pub require_fresh: bool,
 }
 
 /// One kit of a chain: the repository it came from and where to ask for its blobs, best first.

@@ -100,7 +100,7 @@ async fn named_in(
 ) -> (Vec<Option<u64>>, Vec<String>) {
     let cache = Arc::new(Cache::open(&dir.path().join("cache")).expect("a cache"));
     let context = Context::new(cache, Limits::default(), Verify::Strict);
-    let access = Access { connection: Connection::default(), kit_home: dir.path().to_owned() };
+    let access = Access { connection: Connection::default(), kit_home: dir.path().to_owned(), require_fresh: false };
     let mut request = Request::new("registry.internal/team/a:1".parse().expect("a reference"));
     request.trusted_indexes = patterns.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
     let resolver = Resolver { context: &context, access: &access, request: &request };

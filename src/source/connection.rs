@@ -23,6 +23,8 @@ pub struct Connection {
     /// How many requests a caller should keep in flight. The source itself does not count them: a limit held while a
     /// body is read could make two readers wait for each other.
     pub concurrency: usize,
+    /// Whether registries are never asked.
+    pub offline: bool,
     /// The `User-Agent` header.
     pub user_agent: String,
     /// When to give up.
@@ -65,6 +67,7 @@ impl Default for Connection {
             proxy: None,
             // kit's own default.
             concurrency: 5,
+            offline: false,
             user_agent: concat!("kitfs/", env!("CARGO_PKG_VERSION")).to_owned(),
             timeouts: Timeouts::default(),
         }

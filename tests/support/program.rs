@@ -55,6 +55,8 @@ impl Kitfs {
             .env("HOME", self.home.path())
             .env("KITFS_CACHE_DIR", self.cache())
             .env("KITFS_STATE_DIR", self.path("state"))
+            // How full this machine's disk is must not decide what a test sees.
+            .env("KITFS_CACHE_SIZE", "1TiB")
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .args(arguments)
             .stdin(Stdio::null());
