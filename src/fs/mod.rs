@@ -4,25 +4,23 @@
 //! waits for content when it makes no progress. Reads answer in full up to the end of the file, or with an error.
 //!
 //! Locks, none held across an await, none taken while another is held: `tree` is read by every operation and written
-//! when a layer becomes known; `open` is touched for a look or an insert.
+//! when a layer becomes known; `at_hand`, the contents of open files, is touched for a look or a note.
 
+mod at_hand;
 mod error;
 
 use std::fs::File;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use lru::LruCache;
-
+use at_hand::AtHand;
 pub use error::FsError;
 
 use crate::archive::EntryKind;
 use crate::fetch::chunks::Piece;
 use crate::fetch::layer::{Content, RowContent};
 use crate::fetch::listing::{Listing, Probe};
-use crate::fetch::open_files::share;
 use crate::fetch::{Context, FetchError, Kit, Tier, Verify};
 use crate::path::TreePath;
 pub use crate::tree::NodeKind;
@@ -30,8 +28,6 @@ use crate::tree::{Conflict, Lookup, Meta, Need, NodeId, Origin, ROOT_INO, Tree};
 
 /// How long the kernel may keep what it was told of names below the root: they never change.
 const LONG_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Open files of the cache kept at hand; fewer where the process may open few.
-const OPEN_FILES: usize = 256;
 /// Contradictions that are kept and logged; a hostile kit has as many as entries.
 const CONFLICTS: usize = 100;
 /// Directory entries answered at once: more than fit into one reply of the kernel's.
@@ -154,21 +150,14 @@ pub struct Fs {
     context: Context,
     ownership: Ownership,
     tree: RwLock<Tree>,
-    open: Mutex<LruCache<(u32, u32), Content>>,
+    at_hand: AtHand,
     conflicts: Mutex<Vec<String>>,
 }
 
 impl Fs {
     /// Serves a kit whose layers have been probed into `tree`.
     pub fn new(kit: Kit, context: Context, tree: Tree, ownership: Ownership) -> Self {
-        Self {
-            kit,
-            context,
-            ownership,
-            tree: RwLock::new(tree),
-            open: Mutex::new(LruCache::new(NonZeroUsize::new(share(OPEN_FILES)).unwrap_or(NonZeroUsize::MIN))),
-            conflicts: Mutex::default(),
-        }
+        Self { kit, context, ownership, tree: RwLock::new(tree), at_hand: AtHand::new(), conflicts: Mutex::default() }
     }
 
     /// The kit that is served.
@@ -283,7 +272,7 @@ impl Fs {
                 let layer = &self.kit.layers[at as usize];
                 // What the kernel has cached of it is not asked for.
                 layer.check_poison()?;
-                if !self.open_files().contains(&(at, entry)) {
+                if !self.at_hand.opened((at, entry)) {
                     layer.prepare(entry as usize);
                 }
                 self.context.verify == Verify::Stream && layer.tier() == Tier::Provisional
@@ -293,8 +282,12 @@ impl Fs {
         Ok(Opened { handle: 0, keep_cache: !streaming, direct_io: streaming })
     }
 
-    /// Ends what [`Fs::open`] began. Handles carry no state yet.
-    pub fn release(&self, _ino: Ino, _handle: u64) {}
+    /// Ends what [`Fs::open`] began.
+    pub fn release(&self, ino: Ino, _handle: u64) {
+        if let Ok((_, _, Origin::Layer { layer, entry })) = self.node(ino) {
+            self.at_hand.released((layer, entry));
+        }
+    }
 
     /// The kernel has forgotten a node. Nodes live as long as their tree.
     pub fn forget(&self, _ino: Ino, _lookups: u64) {}
@@ -325,12 +318,11 @@ impl Fs {
         layer.check_poison()?;
         let range = offset..offset + len as u64;
         loop {
-            let open = self.open_files().get(&at).cloned();
-            let content = match open {
+            let content = match self.at_hand.get(at) {
                 Some(content) => content,
                 None => match layer.content(row, range.end).await? {
                     RowContent::Verified(content) => {
-                        self.open_files().put(at, content.clone());
+                        self.at_hand.put(at, content.clone());
                         content
                     }
                     RowContent::Staged(path) => match staged(path).await? {
@@ -347,14 +339,10 @@ impl Fs {
             match layer.read(row, &file, range.clone()).await {
                 Ok(pieces) => return Ok(ReadReply::Pieces(pieces)),
                 // Its source knows no ranges: the layer is fetched whole after all.
-                Err(error) if error.ignores_ranges() => self.open_files().pop(&at),
+                Err(error) if error.ignores_ranges() => self.at_hand.forget(at),
                 Err(error) => return Err(error.into()),
             };
         }
-    }
-
-    fn open_files(&self) -> MutexGuard<'_, LruCache<(u32, u32), Content>> {
-        self.open.lock().unwrap_or_else(|held| held.into_inner())
     }
 
     /// An extended attribute: of the root its reference and digest, of a file where it comes from and how far it is

@@ -1,0 +1,105 @@
+//! Contents of files that are open: kept at hand from the first read to the last release, so that the cache can tell
+//! what is in use from what may go. Beyond a bound the one read longest ago is let go, and opened anew when it is read.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, MutexGuard};
+
+use lru::LruCache;
+
+use crate::fetch::layer::Content;
+use crate::fetch::open_files::share;
+
+/// Files of the cache kept at hand; fewer where the process may open few.
+const MOST: usize = 256;
+
+/// A file: its layer and its row.
+pub(super) type At = (u32, u32);
+
+/// The contents at hand. A plain mutex: it is held for a look or a note, and what is let go is closed after.
+#[derive(Debug)]
+pub(super) struct AtHand(Mutex<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    contents: LruCache<At, Content>,
+    /// How often each file is open.
+    handles: HashMap<At, u64>,
+}
+
+impl AtHand {
+    pub(super) fn new() -> Self {
+        let most = NonZeroUsize::new(share(MOST)).unwrap_or(NonZeroUsize::MIN);
+        Self(Mutex::new(Inner { contents: LruCache::new(most), handles: HashMap::new() }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(|held| held.into_inner())
+    }
+
+    /// Notes that a file was opened once more; tells whether its content is at hand.
+    pub(super) fn opened(&self, at: At) -> bool {
+        let mut inner = self.lock();
+        *inner.handles.entry(at).or_insert(0) += 1;
+        inner.contents.contains(&at)
+    }
+
+    /// Notes that a file was closed once. After the last time its content is let go.
+    pub(super) fn released(&self, at: At) {
+        let mut inner = self.lock();
+        let Some(count) = inner.handles.get_mut(&at) else { return };
+        *count -= 1;
+        if *count == 0 {
+            inner.handles.remove(&at);
+            let content = inner.contents.pop(&at);
+            drop(inner);
+            drop(content);
+        }
+    }
+
+    /// The content of a file, if it is at hand.
+    pub(super) fn get(&self, at: At) -> Option<Content> {
+        self.lock().contents.get(&at).cloned()
+    }
+
+    /// Keeps the content of a file.
+    pub(super) fn put(&self, at: At, content: Content) {
+        let mut inner = self.lock();
+        let let_go = inner.contents.push(at, content);
+        drop(inner);
+        drop(let_go);
+    }
+
+    /// Lets the content of a file go: it is to be had in another way.
+    pub(super) fn forget(&self, at: At) {
+        let let_go = self.lock().contents.pop(&at);
+        drop(let_go);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::cache::Cache;
+    use crate::fetch::open_files::OpenFiles;
+    use crate::object::ChunkList;
+
+    #[test]
+    fn content_is_at_hand_from_the_first_read_to_the_last_release() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let cache = Arc::new(Cache::open(&dir.path().join("cache")).expect("a cache"));
+        let list = ChunkList::new(0, bytes::Bytes::new()).expect("no chunks");
+        let file = OpenFiles::default().get_or_open(&cache, list);
+        let (files, at) = (AtHand::new(), (0, 7));
+        assert!(!files.opened(at));
+        files.put(at, Content::Chunked(file.clone()));
+        assert!(files.opened(at), "the second reader finds it");
+        files.released(at);
+        assert!(files.get(at).is_some());
+        files.released(at);
+        assert!(files.get(at).is_none());
+        assert_eq!(Arc::strong_count(&file), 1, "nobody holds it any more");
+    }
+}
