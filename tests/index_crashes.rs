@@ -18,28 +18,10 @@ use rustix::process::{Signal, kill_process};
 use support::kit::{KitBuilder, Served, pattern, tar};
 use support::life::{mounted, runs, text};
 use support::program::{Kitfs, Mount};
+use support::random::Random;
 use support::{FaultServer, eventually};
 
 const MIB: usize = 1 << 20;
-
-/// Numbers that look random and are the same in every run.
-struct Random {
-    seed: u64,
-    drawn: u64,
-}
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self { seed, drawn: 0 }
-    }
-
-    /// A number below `end`.
-    fn below(&mut self, end: usize) -> usize {
-        self.drawn += 1;
-        let bytes = pattern(self.seed * 1000 + self.drawn, 8);
-        (u64::from_le_bytes(bytes.try_into().expect("eight bytes")) >> 16) as usize % end
-    }
-}
 
 /// A pinned kit and the content of its files by path.
 struct Kit {
@@ -362,7 +344,7 @@ fn a_cache_on_a_disk_that_is_too_small_serves_all_and_keeps_only_what_is_true() 
     let file = File::open(mount.path("w/000")).expect("opens");
     fadvise(&file, 0, None, Advice::DontNeed).expect("fadvise");
     kit.assert_whole(&mount, "full, again");
-    assert!(kitfs.logs().contains("No space left"), "{}", kitfs.logs());
+    assert!(kitfs.logs().contains("the disk of the cache is full"), "{}", kitfs.logs());
     assert!(assert_objects_true(&kitfs) < kit.files.len());
     drop(mount);
     kit.assert_whole(&kitfs.mount(&kit.served.reference, &[]), "full from the start");

@@ -94,11 +94,9 @@ impl NewBlob {
             Err(mismatch) => return Ok(Err(mismatch)),
         };
         let path = cache.spread("blobs/sha256", &digest.hex());
-        if let Some(parent) = path.parent() {
-            make_dir(parent)?;
-        }
-        self.file.sync()?;
-        fs::rename(staged, &path).map_err(io_error("rename", staged))?;
+        let named = path.parent().map_or(Ok(()), make_dir).and_then(|()| self.file.sync());
+        let named = named.and_then(|()| fs::rename(staged, &path).map_err(io_error("rename", staged)));
+        named.map_err(|error| cache.room.noted(error))?;
         // Removes the directory.
         drop(self.staging);
         Ok(Ok(verified))

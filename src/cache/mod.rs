@@ -11,6 +11,7 @@
 //!   tags/<ab>/<key>            what a tag was last known to be, and which referrer a rule of trust led to
 //!   kits/<ab>/<hex>            which files of the cache belong to a kit, and whether it is kept
 //!   served/<ab>/<key>          which kit a directory serves, and which one it served before
+//!   evict.lock                 held by the process that evicts
 //! ```
 //!
 //! Invariants:
@@ -20,7 +21,8 @@
 //! - Whatever is missing, short or wrong counts as absent; the worst that a crash costs is a fetch.
 //!
 //! Locks: `flock` on `incoming/<key>/lock` (exclusive, while something is staged there) and on an open object or partial
-//! file (shared). None is waited for and none is taken while another is held.
+//! file (shared). None is waited for and none is taken while another is held, but for the exclusive ones of what is evicted
+//! under `evict.lock`, and that one under the mutex of [`limit`].
 //!
 //! All calls block on the disk: call them from a blocking thread.
 
@@ -33,25 +35,29 @@ mod objects;
 mod partial;
 mod small;
 pub mod staging;
+mod usage;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 pub use blobs::NewBlob;
-pub use evict::{Policy, Protected, Small};
+pub use evict::{Evicted, Policy, Protected, Removed, Small};
 pub use kits::{KitRecord, LayerRecord};
-pub use limit::Limit;
+pub use limit::{Limit, Marks};
 pub use objects::{CachedRange, Object};
 pub use partial::Partial;
 pub use small::LastKnown;
 pub use staging::{Sealed, StagedFile, StagedNumber, StagedState, Staging};
+pub use usage::{Amount, Area, Usage};
 
 use crate::object::ObjectDigest;
+use limit::Room;
+use map::MAPPED;
 
 /// The content of `format` in a cache of this layout.
 const FORMAT: &str = "kitfs-cache 1\n";
@@ -61,6 +67,7 @@ const FORMAT: &str = "kitfs-cache 1\n";
 pub struct Cache {
     root: PathBuf,
     settings: Settings,
+    room: Arc<Room>,
     /// Objects that this process has verified and that still lie in staging.
     staged: Mutex<HashMap<ObjectDigest, PathBuf>>,
     /// Makes temporary names unique within the process.
@@ -133,12 +140,33 @@ impl CacheError {
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })
     }
+
+    /// Tells an error, but not that there is no room: the cache says so itself, once, when it begins.
+    pub fn unless_full(&self, tell: impl FnOnce(&Self)) {
+        if !self.is_full() {
+            tell(self);
+        }
+    }
+
+    /// Whether another process holds what was tried for as long as it is tried.
+    fn is_busy(&self) -> bool {
+        matches!(self, Self::Io { cause, .. } if cause.kind() == io::ErrorKind::WouldBlock)
+    }
 }
 
-/// Turns an I/O error into one that says what was tried on which file.
+/// Turns an I/O error into one that says what was tried on which file; or that there is no room, where the system says so.
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CacheError {
     let path = path.to_owned();
-    move |cause| CacheError::Io { what, path, cause }
+    move |cause| match cause.kind() {
+        io::ErrorKind::StorageFull => {
+            CacheError::Full { path, why: "the disk of the cache is full; free some space on it".to_owned() }
+        }
+        io::ErrorKind::QuotaExceeded => {
+            let why = "the quota on the disk of the cache is used up; free some space, or have it raised".to_owned();
+            CacheError::Full { path, why }
+        }
+        _ => CacheError::Io { what, path, cause },
+    }
 }
 
 impl Cache {
@@ -155,12 +183,14 @@ impl Cache {
         if owner != user {
             return Err(CacheError::Owner { path: root.to_owned(), owner, user });
         }
-        let cache =
-            Self { root: root.to_owned(), settings, staged: Mutex::new(HashMap::new()), counter: AtomicU64::new(0) };
+        let (staged, counter) = (Mutex::new(HashMap::new()), AtomicU64::new(0));
+        let cache = Self { root: root.to_owned(), settings, room: Arc::new(Room::new(root)), staged, counter };
         cache.check_format()?;
         for dir in ["blobs/sha256", "indexes", "objects", "partial", "incoming", "tags", "kits", "served"] {
             make_dir(&root.join(dir))?;
         }
+        // While there is room for it.
+        cache.open_eviction_lock()?;
         cache.sweep_incoming();
         Ok(cache)
     }
@@ -197,6 +227,13 @@ impl Cache {
 
     /// Writes a file as a whole, from its parts: to a temporary name, synced, then renamed.
     fn write_file(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
+        let len = parts.iter().map(|part| part.len() as u64).sum();
+        // What is small is what a kit can't be opened without, and goes last: there is room for it as long as the disk has.
+        let _growth = if len < MAPPED { self.room.count(len) } else { self.grow(path, len)? };
+        self.try_write_file(path, parts).map_err(|error| self.room.noted(error))
+    }
+
+    fn try_write_file(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
         if let Some(parent) = path.parent() {
             make_dir(parent)?;
         }

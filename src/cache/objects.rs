@@ -3,40 +3,72 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock};
 
 use super::{Cache, CacheError, io_error, open_existing};
 use crate::digest::Unverified;
 use crate::object::ObjectDigest;
 
 /// An open file whose whole content has been verified. It exists only for what lies under `objects/` or was sealed by
-/// this process, so holding one is the proof that its bytes may be served. Its shared lock keeps it from eviction.
+/// this process, so holding one is the proof that its bytes may be served. Its shared lock keeps it from eviction. What
+/// was used last goes last: its modification time says when it was opened and when the last handle went.
 #[derive(Debug, Clone)]
 pub struct Object {
+    opened: Arc<Opened>,
+}
+
+/// What all handles of one open object share.
+#[derive(Debug)]
+struct Opened {
     file: Arc<File>,
     size: u64,
 }
 
 impl Object {
+    fn new(file: File, size: u64) -> Self {
+        touch(&file);
+        Self { opened: Arc::new(Opened { file: Arc::new(file), size }) }
+    }
+
     /// The file, to read from at any offset.
     pub fn file(&self) -> &Arc<File> {
-        &self.file
+        &self.opened.file
     }
 
     /// Its size in bytes.
     pub fn size(&self) -> u64 {
-        self.size
+        self.opened.size
     }
 
     /// A range of it, which ends within it.
     pub fn range(&self, range: Range<u64>) -> CachedRange {
-        CachedRange::new(self.file.clone(), range)
+        CachedRange::new(self.file().clone(), range)
     }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        touch(&self.file);
+    }
+}
+
+/// Notes that an open file is used now, unless that was noted a moment ago: eviction need not know it to the second, and
+/// small files are opened a thousand times in one. That it can't be noted is no harm; it goes earlier, that is all.
+pub(super) fn touch(file: &File) {
+    const FRESH: Duration = Duration::from_secs(5);
+    let Ok(last) = file.metadata().and_then(|found| found.modified()) else { return };
+    // A time in the future would keep it for ever.
+    if SystemTime::now().duration_since(last).is_ok_and(|age| age < FRESH) {
+        return;
+    }
+    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let _ = rustix::fs::futimens(file, &Timestamps { last_access: omit, last_modification: now });
 }
 
 /// A range of a file in the cache whose bytes have been verified: in a complete object, or chunk by chunk in a file that
@@ -97,8 +129,12 @@ impl Cache {
                     Err(error) => return Err(io_error("lock", path)(io::Error::from(error))),
                 }
                 let metadata = file.metadata().map_err(io_error("stat", path))?;
+                // It may have been evicted between open and lock; then the next who wants it would not find it.
+                if metadata.nlink() == 0 {
+                    continue;
+                }
                 if metadata.is_file() && metadata.len() == size {
-                    return Ok(Some(Object { file: Arc::new(file), size }));
+                    return Ok(Some(Object::new(file, size)));
                 }
                 tracing::debug!(path = %path.display(), found = metadata.len(), expected = size,
                     "cache: an object of another size is not used");

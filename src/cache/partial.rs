@@ -15,12 +15,13 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, flock};
 
 use super::map::contents;
-use super::objects::{CachedRange, is_file_of};
+use super::objects::{CachedRange, is_file_of, touch};
 use super::{Cache, CacheError, io_error, is_link, make_dir, open_existing, rename_over};
 use crate::digest::Unverified;
 use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
@@ -106,9 +107,11 @@ impl Partial {
     pub fn write(&self, cache: &Cache, chunk: &VerifiedChunk) -> Result<bool, CacheError> {
         let range = self.list.range(chunk.number()).filter(|_| chunk.object() == self.list.object());
         let Some(range) = range else { return Ok(false) };
-        cache.grow(&self.path, range.end - range.start)?;
-        let Some(file) = self.file(true)? else { return Ok(false) };
-        file.write_all_at(chunk.bytes().bytes(), range.start).map_err(io_error("write", &self.path))?;
+        let _growth = cache.grow(&self.path, range.end - range.start)?;
+        let file = self.file(true).map_err(|error| cache.room.noted(error))?;
+        let Some(file) = file else { return Ok(false) };
+        let written = file.write_all_at(chunk.bytes().bytes(), range.start).map_err(io_error("write", &self.path));
+        written.map_err(|error| cache.room.noted(error))?;
         Ok(self.note(chunk.number()))
     }
 
@@ -162,8 +165,15 @@ impl Partial {
                 Err(error) => return Err(io_error("open", path)(error)),
             };
             // Shared by all who fill it; who evicts it would want it alone.
-            flock(&file, FlockOperation::NonBlockingLockShared)
-                .map_err(|error| io_error("lock", path)(error.into()))?;
+            match flock(&file, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    // It is being evicted, which is a matter of two calls to the system.
+                    std::thread::sleep(EVICTED);
+                    continue;
+                }
+                Err(error) => return Err(io_error("lock", path)(error.into())),
+            }
             let held = file.metadata().map_err(io_error("stat", path))?;
             if !fs::symlink_metadata(path).is_ok_and(|named| named.ino() == held.ino() && named.dev() == held.dev()) {
                 // Evicted or committed between open and lock.
@@ -180,6 +190,7 @@ impl Partial {
                 // New, or damaged: nothing counts before it was hashed.
                 file.set_len(size).map_err(io_error("resize", path))?;
             }
+            touch(&file);
             return Ok(Some(file));
         }
         let busy = io::Error::new(io::ErrorKind::ResourceBusy, "other processes replace it again and again");
@@ -196,6 +207,16 @@ impl Partial {
 
 /// How often a file is opened that others move away meanwhile.
 const OPENED_ANEW: usize = 8;
+/// How long to wait before that where one is being evicted.
+const EVICTED: Duration = Duration::from_millis(1);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.get() {
+            touch(file);
+        }
+    }
+}
 
 /// Opens a file of this size for reading, with a shared lock; `None` where there is none, or somebody is about to remove it.
 fn locked(path: &Path, size: u64) -> Result<Option<File>, CacheError> {
@@ -246,7 +267,7 @@ impl Cache {
         let complete = complete.iter().filter(|partial| partial.is_complete());
         // Of a sync that failed, the sync of each file knows which one it was.
         let named = complete.filter_map(|partial| self.name(partial).err());
-        synced.err().into_iter().chain(named).collect()
+        synced.err().into_iter().chain(named).map(|error| self.room.noted(error)).collect()
     }
 
     fn name(&self, partial: &Partial) -> Result<(), CacheError> {

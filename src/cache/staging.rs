@@ -10,11 +10,13 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, RenameFlags, flock};
 
+use super::limit::Room;
 use super::objects::is_file_of;
-use super::{Cache, CacheError, io_error, make_dir, new_file};
+use super::{Cache, CacheError, Removed, io_error, make_dir, new_file};
 use crate::digest::{Digest, Proof};
 use crate::object::ObjectDigest;
 
@@ -40,6 +42,8 @@ pub struct Staging {
     /// Held for its lock.
     _lock: File,
     next: u64,
+    /// Told when the disk is full.
+    room: Arc<Room>,
 }
 
 /// One file being staged. Its bytes are unverified.
@@ -54,8 +58,9 @@ pub struct StagedFile {
 impl StagedFile {
     /// Writes all of `bytes` at `offset`.
     pub fn write_at(&self, cache: &Cache, bytes: &[u8], offset: u64) -> Result<(), CacheError> {
-        cache.grow(&self.path, bytes.len() as u64)?;
-        self.file.write_all_at(bytes, offset).map_err(io_error("write", &self.path))
+        let _growth = cache.grow(&self.path, bytes.len() as u64)?;
+        let written = self.file.write_all_at(bytes, offset).map_err(io_error("write", &self.path));
+        written.map_err(|error| cache.room.noted(error))
     }
 
     /// Waits until its bytes are on the disk.
@@ -88,14 +93,15 @@ pub struct Sealed {
 impl Cache {
     /// Locks the staging directory of `key` and empties it; `None` while another process (or task) holds it.
     pub fn stage(&self, key: &Digest) -> Result<Option<Staging>, CacheError> {
-        self.stage_in(&self.root.join("incoming").join(key.hex()))
+        let staged = self.stage_in(&self.root.join("incoming").join(key.hex()));
+        staged.map_err(|error| self.room.noted(error))
     }
 
     /// A staging directory that no other process looks for: used when the shared one is held by who makes no progress.
     pub fn stage_alone(&self, key: &Digest) -> Result<Option<Staging>, CacheError> {
         let serial = self.counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let name = format!("{}.{}.{serial}", key.hex(), std::process::id());
-        self.stage_in(&self.root.join("incoming").join(name))
+        self.stage_in(&self.root.join("incoming").join(name)).map_err(|error| self.room.noted(error))
     }
 
     fn stage_in(&self, dir: &Path) -> Result<Option<Staging>, CacheError> {
@@ -108,7 +114,7 @@ impl Cache {
                 fs::remove_file(entry.path()).map_err(io_error("remove", &entry.path()))?;
             }
         }
-        Ok(Some(Staging { dir: dir.to_owned(), _lock: lock, next: 0 }))
+        Ok(Some(Staging { dir: dir.to_owned(), _lock: lock, next: 0, room: self.room.clone() }))
     }
 
     /// How far the fill of `key` is in whichever process: a sign of life for those who wait for it.
@@ -124,11 +130,19 @@ impl Cache {
     pub(super) fn sweep_incoming(&self) {
         let Ok(entries) = fs::read_dir(self.root.join("incoming")) else { return };
         for entry in entries.flatten() {
-            if let Ok(Some(_lock)) = lock_dir(&entry.path()) {
-                remove(&entry.path());
-            }
+            // What can't be removed now is found again by the next sweep.
+            let _ = remove_abandoned(&entry.path(), false);
         }
     }
+}
+
+/// Removes a staging directory that no process holds; with `dry_run` it only tells whether it would.
+pub(super) fn remove_abandoned(dir: &Path, dry_run: bool) -> Result<Removed, CacheError> {
+    let Some(_lock) = lock_dir(dir)? else { return Ok(Removed::InUse) };
+    if !dry_run {
+        remove(dir);
+    }
+    Ok(Removed::Gone)
 }
 
 /// Removes a staging directory whose lock is held. The lock's file goes last: with it the directory is the next one's,
@@ -169,7 +183,8 @@ impl Staging {
         let number = self.next;
         self.next += 1;
         let path = self.path(number);
-        let file = new_file(&path, 0o444).map_err(io_error("create", &path))?;
+        let created = new_file(&path, 0o444).map_err(io_error("create", &path));
+        let file = created.map_err(|error| self.room.noted(error))?;
         Ok(StagedFile { number, file, path })
     }
 
@@ -193,7 +208,8 @@ impl Staging {
 impl Sealed {
     /// Makes everything durable: one sync of the file system, then the renames, then the index. Readers need not wait.
     pub fn commit(self, cache: &Cache, index_key: &Digest, index: &[u8]) -> Result<(), CacheError> {
-        let committed = self.rename_all(cache).and_then(|()| cache.keep_index(index_key, index));
+        let renamed = self.rename_all(cache).map_err(|error| cache.room.noted(error));
+        let committed = renamed.and_then(|()| cache.keep_index(index_key, index));
         let mut staged = cache.staged.lock().unwrap_or_else(|held| held.into_inner());
         for (path, name) in &self.objects {
             if staged.get(name) == Some(path) {

@@ -16,11 +16,11 @@ use lru::LruCache;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::FetchError;
-use super::ahead::Streams;
+use super::ahead::{Streams, WIDEST};
 use super::flight::Outcome;
 use crate::cache::{Cache, CachedRange, Partial};
 use crate::digest::{Mismatch, Unverified, Verified};
-use crate::object::{ChunkList, ObjectDigest};
+use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
 
 /// Verified bytes of a file, in memory or in the cache.
 #[derive(Debug, Clone)]
@@ -45,7 +45,10 @@ pub struct Chunked {
 
 /// Verified chunks that the cache could not take, those used last: what a full disk would have fetched again for each
 /// of the small reads that make up a chunk.
-pub type Unwritten = Mutex<LruCache<(ObjectDigest, u64), Verified>>;
+pub type Unwritten = Mutex<LruCache<(ObjectDigest, u64), VerifiedChunk>>;
+
+/// So many chunks a stream gets ahead of its reader into memory: eight readers use all of it.
+const UNWRITTEN_AHEAD: u64 = 4;
 
 /// A chunk that somebody is getting.
 #[derive(Debug, Clone)]
@@ -117,14 +120,16 @@ impl Chunked {
         self.slots.lock().unwrap_or_else(|held| held.into_inner())
     }
 
-    /// Notes that these chunks are read; tells which others should be asked for.
+    /// Notes that these chunks are read; tells which others should be asked for: few, while they can only be kept in memory,
+    /// where they would drive each other out before they are read.
     pub fn ahead(&self, chunks: &Range<u64>) -> Range<u64> {
+        let widest = if self.cache.is_full() { UNWRITTEN_AHEAD } else { WIDEST };
         let mut streams = self.streams.lock().unwrap_or_else(|held| held.into_inner());
-        streams.read(chunks, self.list().len())
+        streams.read(chunks, self.list().len(), widest)
     }
 
     /// Claims a chunk unless it is here or somebody has claimed it; either way tells how it will be had. `progress` moves
-    /// as long as the claimant gets on.
+    /// as long as the claimant gets on. A chunk in memory that may be written by now is claimed too.
     pub fn claim(self: &Arc<Self>, chunk: u64, progress: &watch::Sender<u64>) -> (Option<Claim>, Wait) {
         let coming = |slot| {
             let what = format!("chunk {chunk} of object {}", self.list().object());
@@ -138,13 +143,21 @@ impl Chunked {
         if self.partial.has(chunk) {
             return (None, Wait::Here);
         }
-        if let Some(bytes) = unwritten(&self.unwritten).get(&(self.list().object(), chunk)) {
-            return (None, Wait::Memory(bytes.clone()));
+        let in_memory = unwritten(&self.unwritten).get(&(self.list().object(), chunk)).cloned();
+        if let Some(held) = &in_memory
+            && !self.cache.may_have_room()
+        {
+            return (None, Wait::Memory(held.bytes().clone()));
         }
         let (sender, outcome) = watch::channel(None);
         let slot = Slot { outcome, progress: progress.subscribe() };
         slots.insert(chunk, slot.clone());
-        (Some(Claim { file: self.clone(), chunk, outcome: sender }), coming(slot))
+        let wait = match in_memory {
+            // Who holds the claim writes it.
+            Some(held) => Wait::Memory(held.bytes().clone()),
+            None => coming(slot),
+        };
+        (Some(Claim { file: self.clone(), chunk, outcome: sender }), wait)
     }
 }
 
@@ -179,9 +192,14 @@ impl Claim {
         self.chunk
     }
 
-    /// Takes the chunk from the disk, if it is there. Blocks. Gives the claim back if it is not; tells whether the file
-    /// is complete if it is.
+    /// Takes the chunk from the disk, if it is there, or from memory, and writes it then. Blocks. Gives the claim back if
+    /// it is in neither; tells whether the file is complete if it is.
     pub fn look(self) -> Result<bool, Self> {
+        let in_memory = unwritten(&self.file.unwritten).pop(&(self.file.list().object(), self.chunk));
+        if let Some(chunk) = in_memory {
+            self.tell(Ok(chunk.bytes().clone()));
+            return Ok(self.write(chunk));
+        }
         match self.file.partial.look(self.chunk) {
             Ok(Some(found)) => {
                 self.tell(Ok(found.chunk.bytes().clone()));
@@ -205,15 +223,18 @@ impl Claim {
             None => return Ok(false),
         };
         self.tell(Ok(chunk.bytes().clone()));
-        match self.file.partial.write(&self.file.cache, &chunk) {
-            Ok(completes) => Ok(completes),
-            Err(error) => {
+        Ok(self.write(chunk))
+    }
+
+    /// Writes a chunk, or keeps it in memory; tells whether that made the file complete.
+    fn write(&self, chunk: VerifiedChunk) -> bool {
+        self.file.partial.write(&self.file.cache, &chunk).unwrap_or_else(|error| {
+            error.unless_full(|error| {
                 tracing::warn!(%error, "the cache did not keep a verified chunk; it will be fetched again");
-                let key = (chunk.object(), chunk.number());
-                unwritten(&self.file.unwritten).put(key, chunk.bytes().clone());
-                Ok(false)
-            }
-        }
+            });
+            unwritten(&self.file.unwritten).put((chunk.object(), chunk.number()), chunk);
+            false
+        })
     }
 
     /// Says that the chunk can't be had.
@@ -233,7 +254,7 @@ impl Drop for Claim {
     }
 }
 
-fn unwritten(chunks: &Unwritten) -> MutexGuard<'_, LruCache<(ObjectDigest, u64), Verified>> {
+fn unwritten(chunks: &Unwritten) -> MutexGuard<'_, LruCache<(ObjectDigest, u64), VerifiedChunk>> {
     chunks.lock().unwrap_or_else(|held| held.into_inner())
 }
 

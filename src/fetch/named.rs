@@ -283,6 +283,8 @@ fn joined(pieces: &[Unverified]) -> Bytes {
 /// A cache that can't grow is no reason to do without it now.
 fn verify_and_keep(cache: &Cache, bytes: Unverified, digest: &Digest) -> Result<Verified, Mismatch> {
     let verified = bytes.verify(digest)?;
-    cache.keep_blob(digest, &verified).unwrap_or_else(|error| tracing::warn!(%error, "not kept in the cache"));
+    cache.keep_blob(digest, &verified).unwrap_or_else(|error| {
+        error.unless_full(|error| tracing::warn!(%error, "not kept in the cache"));
+    });
     Ok(verified)
 }

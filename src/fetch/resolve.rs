@@ -343,7 +343,9 @@ impl Resolver<'_> {
         work: impl FnOnce(&Cache) -> Result<(), CacheError> + Send + 'static,
     ) -> Result<(), FetchError> {
         let kept = |cache: &Cache| {
-            work(cache).unwrap_or_else(|error| tracing::warn!(%error, "not kept in the cache"));
+            work(cache).unwrap_or_else(|error| {
+                error.unless_full(|error| tracing::warn!(%error, "not kept in the cache"));
+            });
             Ok(())
         };
         self.context.blocking(what, kept).await

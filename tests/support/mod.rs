@@ -12,6 +12,7 @@
 //! sample         a kit with something of everything
 //! life           what is mounted, who serves it, what is left
 //! program        kitfs itself with a home of its own; mounts; recorded trees
+//! random         numbers that look random
 //! http           a blocking HTTP client that hides nothing
 //! ```
 #![allow(dead_code, unused_imports, reason = "each test crate uses another part of this module")]
@@ -24,6 +25,7 @@ pub mod kit;
 pub mod kithome;
 pub mod life;
 pub mod program;
+pub mod random;
 pub mod registry;
 pub mod sample;
 mod upload;

@@ -305,9 +305,9 @@ impl LayerFetch {
                         let list = named.list(head, row, &self.context, &self.sources).await?;
                         let kept = list.clone();
                         self.blocking(move |cache| {
-                            cache
-                                .keep_chunk_list(&kept)
-                                .unwrap_or_else(|error| tracing::warn!(%error, "chunk digests not kept"));
+                            cache.keep_chunk_list(&kept).unwrap_or_else(|error| {
+                                error.unless_full(|error| tracing::warn!(%error, "chunk digests not kept"));
+                            });
                             Ok(())
                         })
                         .await?;

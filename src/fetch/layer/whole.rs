@@ -102,9 +102,9 @@ impl LayerFetch {
     pub(super) async fn keep(&self, index: &Arc<Index>) -> Result<(), FetchError> {
         let (key, kept) = (index_key(&self.layer), index.clone());
         self.blocking(move |cache| {
-            cache
-                .keep_index(&key, kept.as_bytes())
-                .unwrap_or_else(|error| tracing::warn!(%error, "the index was not kept; it will be derived again"));
+            cache.keep_index(&key, kept.as_bytes()).unwrap_or_else(|error| {
+                error.unless_full(|error| tracing::warn!(%error, "the index was not kept; it will be derived again"));
+            });
             Ok(())
         })
         .await
