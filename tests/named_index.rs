@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use kitfs::cache::Cache;
 use kitfs::digest::Digest;
+use kitfs::fetch::transfer::Persistence;
 use kitfs::fetch::{Access, BadIndex, Context, FetchError, Limits, Named, Request, Resolved, Verify};
 use kitfs::object::ChunkList;
 use kitfs::source::Connection;
@@ -62,7 +63,7 @@ impl User {
     }
 
     async fn head(&self, kit: &Resolved) -> Result<kitfs::archive::index::Head, FetchError> {
-        named(kit).head(&kit.plan.layers[0], &self.context, &kit.origins[0].sources).await
+        named(kit).head(&kit.plan.layers[0], &self.context, &kit.origins[0].sources, Persistence::UntilDeadline).await
     }
 
     async fn list(&self, kit: &Resolved, path: &[u8]) -> Result<ChunkList<bytes::Bytes>, FetchError> {
@@ -209,7 +210,7 @@ async fn an_index_of_another_layer_or_length_or_of_no_layer_is_refused() {
     let head_by = async |pin| {
         let (layer, sources) = (&resolved.plan.layers[0], &resolved.origins[0].sources);
         let named = Named { pin, ..named(&resolved) };
-        cause(named.head(layer, &user.context, sources).await.expect_err("refused"))
+        cause(named.head(layer, &user.context, sources, Persistence::UntilDeadline).await.expect_err("refused"))
     };
     let other = index_of(&Content::Bytes(tar(&[("w/big", b"other")])), "tar");
     server.add_blob(other.as_bytes());

@@ -195,7 +195,11 @@ async fn a_registry_over_tls_is_trusted_by_its_authority_alone() {
     let misnamed = elsewhere.resolve("latest").await.expect_err("another name");
     assert!(misnamed.to_string().contains("is for another name"), "{misnamed}");
     let bare = open(Connection { ca: file("ca.pem"), ..Connection::default() });
-    assert!(matches!(bare.resolve("latest").await, Err(SourceError::Transport { .. })), "no client certificate");
+    let refused = bare.resolve("latest").await.expect_err("no client certificate");
+    assert!(refused.to_string().contains("--cert FILE and --key FILE"), "{refused}");
+    for error in [distrusted, misnamed, refused] {
+        assert!(matches!(error, SourceError::Untrusted { .. }) && !error.is_transient(), "{error:?}");
+    }
 
     let client = Connection { cert: file("client.pem"), key: file("client.key"), ..Connection::default() };
     let source = open(Connection { ca: file("ca.pem"), ..client.clone() });

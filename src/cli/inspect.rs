@@ -145,7 +145,7 @@ impl Inspect {
 /// Looks for all layers' indexes at once. What is wrong with one, or out of reach, is a warning: the manifest can be shown.
 async fn look_for_indexes(kit: &Kit) -> Vec<String> {
     let looks = kit.layers.iter().map(|layer| async move {
-        let Err(error) = layer.look_for_index().await else {
+        let Err(error) = layer.look_for_index_unless_away().await else {
             // The log has told of it.
             return layer.unusable_index().map(str::to_owned);
         };
@@ -181,6 +181,7 @@ fn header(resolved: &Resolved) -> Value {
         "package": { "name": said("name"), "version": said("version"), "description": said("description") },
         "annotations": resolved.document.annotations,
         "kits": served::kits(resolved),
+        "last_known": served::last_known(resolved.last_known.as_ref()),
         "notes": resolved.notes,
         "warnings": resolved.plan.warnings,
     })

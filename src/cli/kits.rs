@@ -113,5 +113,8 @@ pub(super) fn not_resolved(reference: &Reference, access: &Access, error: &Fetch
             "{reference} is not in kit's storage; for Docker Hub write docker.io/{reference} (kit's home is {home})"
         ));
     }
-    Failure::failed(chain(error))
+    let is_distrusted = matches!(error.root(), FetchError::Source { cause: SourceError::Untrusted { .. }, .. })
+        && !access.require_fresh;
+    let remedy = if is_distrusted { "; --offline takes what is in the cache instead" } else { "" };
+    Failure::failed(format!("{}{remedy}", chain(error)))
 }

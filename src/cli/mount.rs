@@ -197,7 +197,8 @@ impl Mount {
             state,
             point,
         };
-        let served = Arc::new(Served::new(&kit, options.point.dir().to_owned(), warnings));
+        let offline = self.kit.connection.is_offline();
+        let served = Arc::new(Served::new(&kit, options.point.dir().to_owned(), offline, warnings));
         let fs = Arc::new(Fs::new(kit, context, tree, self.access.ownership()));
         let handler = {
             let (fs, served) = (fs.clone(), served.clone());

@@ -243,6 +243,11 @@ impl TrustArgs {
 }
 
 impl ConnectionArgs {
+    /// Whether registries are not to be asked.
+    pub(super) fn is_offline(&self) -> bool {
+        self.offline
+    }
+
     /// How sources are reached. Paths become absolute, as credentials are read anew while a mount lives.
     pub(super) fn access(&self, fetch: &FetchArgs) -> Result<Access, Failure> {
         let path = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();

@@ -9,6 +9,7 @@ use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write as _};
 use serde::Serialize;
 
 use super::Failure;
+pub(super) use crate::units::timestamp;
 
 /// Standard output.
 pub(super) struct Output {
@@ -94,45 +95,9 @@ pub(super) fn printable(name: &[u8]) -> String {
     String::from_utf8_lossy(name).chars().map(escape).collect()
 }
 
-/// Seconds since the epoch as `2025-01-31T12:00:00Z`.
-pub(super) fn timestamp(seconds: i64) -> String {
-    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let (year, month, day) = civil(days);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
-}
-
-/// The date of a day counted from 1970-01-01, in the Gregorian calendar. Years are counted from March, so that the leap
-/// day is a year's last.
-fn civil(days: i64) -> (i64, i64, i64) {
-    /// Days from 0000-03-01 to the epoch, and in 400 years.
-    const TO_EPOCH: i64 = 719_468;
-    const ERA: i64 = 146_097;
-    let shifted = days.saturating_add(TO_EPOCH);
-    let (era, day_of_era) = (shifted.div_euclid(ERA), shifted.rem_euclid(ERA));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_written_in_utc() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_827_696, "2000-02-29T12:34:56Z"),
-            (1_735_689_600, "2025-01-01T00:00:00Z"),
-            (-1, "1969-12-31T23:59:59Z"),
-            (4_107_542_399, "2100-02-28T23:59:59Z"),
-        ] {
-            assert_eq!(timestamp(seconds), text);
-        }
-    }
 
     #[test]
     fn a_name_cant_move_the_cursor() {

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::options::{ConnectionArgs, FetchArgs, JsonArgs};
 use super::output::{self, Output};
-use super::{Failure, kits};
+use super::{Failure, kits, served};
 use crate::fetch::Verify;
 use crate::reference::Reference;
 
@@ -38,7 +38,7 @@ impl Resolve {
         let context = self.fetch.context(&self.connection, Verify::Strict)?;
         let access = self.connection.access(&self.fetch)?;
         let resolved = crate::fetch::resolve::resolve_digest(&context, &access, &self.reference).await;
-        let (digest, notes) = resolved.map_err(|error| kits::not_resolved(&self.reference, &access, &error))?;
+        let resolved = resolved.map_err(|error| kits::not_resolved(&self.reference, &access, &error))?;
         let repository = self.reference.location.name();
         let mut out = Output::new();
         if self.json.json {
@@ -46,11 +46,13 @@ impl Resolve {
                 "reference": self.reference.to_string(),
                 "repository": repository,
                 "tag": (self.reference.tag.is_some() || self.reference.digest.is_none()).then(|| self.reference.tag()),
-                "digest": digest,
-                "notes": notes,
+                "digest": resolved.digest,
+                "last_known": served::last_known(resolved.last_known.as_ref()),
+                "notes": resolved.notes,
             }))?;
         } else {
-            output::say_all("note", notes);
+            let digest = resolved.digest;
+            output::say_all("note", resolved.notes);
             if self.quiet { out.line(digest)? } else { out.line(format_args!("{repository}@{digest}"))? }
         }
         out.finish()

@@ -7,14 +7,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Failure;
-use super::output::{Output, printable};
+use super::output::{self, Output, printable};
 use crate::digest::Digest;
-use crate::fetch::{Kit, LayerFetch, Resolved, Tier};
+use crate::fetch::{Kit, LastSeen, LayerFetch, Resolved, Tier};
 use crate::fs::Fs;
 use crate::units::format_size;
 
 /// The request that [`answer`] knows.
 pub(super) const STATUS: &str = "status";
+
+/// What it means for a mount that registries are not to be asked.
+pub(super) const OFFLINE: &str = "no registry is asked; to read what is not in the cache is an I/O error";
 
 /// What is served, as `mount` prints it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,6 +29,10 @@ pub(super) struct Served {
     pub(super) layers: usize,
     pub(super) bytes: u64,
     pub(super) trust: Tier,
+    /// Whether registries are not to be asked.
+    pub(super) offline: bool,
+    /// What stood in for the registry's word on the tag, where the tag was not looked up.
+    pub(super) last_known: Option<LastKnown>,
     pub(super) notes: Vec<String>,
     pub(super) warnings: Vec<String>,
     pub(super) kits: Vec<KitOfChain>,
@@ -38,8 +45,29 @@ pub(super) struct KitOfChain {
     digest: Digest,
 }
 
+/// How old the knowledge of a tag is, when the registry was not asked or did not answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct LastKnown {
+    /// When the registry said so; nobody knows it of what kit's storage holds.
+    seen: Option<String>,
+    /// How long that was ago when the tag was followed.
+    age_seconds: Option<u64>,
+    why: String,
+    cause: Option<String>,
+}
+
+/// How old the knowledge of a tag is, for JSON.
+pub(super) fn last_known(known: Option<&LastSeen>) -> Option<LastKnown> {
+    known.map(|known| LastKnown {
+        seen: known.seen.map(|seen| output::timestamp(i64::try_from(seen).unwrap_or(i64::MAX))),
+        age_seconds: known.age.map(|age| age.as_secs()),
+        why: known.why.to_string(),
+        cause: known.cause.clone(),
+    })
+}
+
 impl Served {
-    pub(super) fn new(kit: &Kit, mountpoint: PathBuf, warnings: Vec<String>) -> Self {
+    pub(super) fn new(kit: &Kit, mountpoint: PathBuf, offline: bool, warnings: Vec<String>) -> Self {
         let resolved = &kit.resolved;
         Self {
             reference: resolved.pinned(),
@@ -48,6 +76,8 @@ impl Served {
             layers: kit.layers.len(),
             bytes: kit.size(),
             trust: kit.tier(),
+            offline,
+            last_known: last_known(resolved.last_known.as_ref()),
             notes: resolved.notes.clone(),
             warnings: resolved.plan.warnings.iter().cloned().chain(warnings).collect(),
             kits: kits(resolved),
@@ -73,6 +103,9 @@ impl Served {
             ("holds", format!("{} in {} {plural}", format_size(self.bytes), self.layers)),
             ("trust", trust.to_owned()),
         ];
+        if self.offline {
+            lines.push(("offline", OFFLINE.to_owned()));
+        }
         lines.extend(self.kits.iter().skip(1).map(|kit| ("parent", format!("{}@{}", kit.repository, kit.digest))));
         lines.extend(self.notes.iter().map(|note| ("note", note.clone())));
         lines.extend(self.warnings.iter().map(|warning| ("warning", warning.clone())));
@@ -108,6 +141,8 @@ pub(super) async fn answer(fs: Arc<Fs>, served: Arc<Served>, verify: crate::fetc
                 "trust": fs.kit().tier(),
                 "bytes": served.bytes,
                 "kits": served.kits,
+                "offline": served.offline,
+                "last_known": served.last_known,
                 "layers": layers,
                 "conflicts": fs.conflicts(),
                 "notes": served.notes,

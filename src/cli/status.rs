@@ -158,6 +158,9 @@ fn print(out: &mut Output, mount: &Mount, details: Option<&Result<Value, Control
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             lines.push(("verify", text(&details["verify"])));
             lines.push(("trust", text(&details["trust"])));
+            if details["offline"] == true {
+                lines.push(("offline", served::OFFLINE.to_owned()));
+            }
             let several = [("notes", "note"), ("warnings", "warning"), ("conflicts", "conflict")];
             for (key, title) in several {
                 lines.extend(list(key).iter().map(|value| (title, text(value))));

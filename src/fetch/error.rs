@@ -134,6 +134,21 @@ pub enum FetchError {
         /// The digest of the tag.
         found: Digest,
     },
+    /// A tag can't be looked up now, and what it was is not enough.
+    #[error(
+        "{tag} can't be looked up, and --require-fresh refuses {known}; to go on without the registry, ask for {pinned}"
+    )]
+    Stale {
+        /// The repository with the tag.
+        tag: String,
+        /// What is known of it, and since when.
+        known: String,
+        /// The repository with the digest that is known.
+        pinned: String,
+        /// Why it can't be looked up.
+        #[source]
+        cause: Box<FetchError>,
+    },
     /// The plan is contradictory: two layers claim one file.
     #[error("{0}; `kit unpack` refuses such a kit, and so does kitfs")]
     Conflict(String),
@@ -226,8 +241,37 @@ impl FetchError {
     pub fn is_unreachable(&self) -> bool {
         match self.root() {
             Self::Timeout { .. } => true,
-            Self::Source { cause, .. } => cause.is_transient(),
+            Self::Source { cause, .. } => cause.is_transient() || matches!(cause, SourceError::Offline { .. }),
             _ => false,
+        }
+    }
+
+    /// Whether it would have to come from a registry, and registries are not to be asked.
+    pub fn is_offline(&self) -> bool {
+        matches!(self.root(), Self::Source { cause: SourceError::Offline { .. }, .. })
+    }
+
+    /// What came instead of a registry's answer, in a few words; `None` where none was asked for.
+    pub fn why_unreachable(&self) -> Option<String> {
+        let cause = match self.root() {
+            Self::Source { cause, .. } | Self::Timeout { cause: Some(cause), .. } => cause,
+            Self::Timeout { after, .. } => {
+                return Some(format!("no answer within {}", crate::units::format_duration(*after)));
+            }
+            _ => return None,
+        };
+        match cause {
+            SourceError::Offline { .. } => None,
+            SourceError::Status { status, .. } => Some(format!("it answered {status}")),
+            SourceError::Transport { what, cause: None, .. } => Some(what.clone()),
+            SourceError::Transport { cause: Some(cause), .. } => {
+                let mut deepest: &dyn std::error::Error = &**cause;
+                while let Some(cause) = deepest.source() {
+                    deepest = cause;
+                }
+                Some(deepest.to_string())
+            }
+            other => Some(other.to_string()),
         }
     }
 

@@ -1,5 +1,6 @@
 //! An opened kit: its plan and its layers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -40,20 +41,21 @@ impl Kit {
         Tree::new(&self.resolved.digest, roots, kitfile)
     }
 
-    /// Asks every layer what its root is, all at once, all within the metadata deadline. A layer that can't be asked
-    /// is a warning: the rest of the kit is still of use. A layer that can't be part of a kit, or two that claim one
+    /// Asks every layer what its root is, all at once, all within the metadata deadline, and not for long where a source
+    /// does not answer. A layer that can't be asked is a warning: the rest of the kit is still of use. A layer that can't be part of a kit, or two that claim one
     /// file, is an error: `kit unpack` refuses them too.
     pub async fn probe(&self, context: &Context, tree: &mut Tree) -> Result<Vec<String>, FetchError> {
         let patience = context.limits.meta_timeout;
         let deadline = tokio::time::Instant::now() + patience;
         let asked = self.layers.iter().enumerate().map(|(at, layer)| async move {
-            let answer = tokio::time::timeout_at(deadline, layer.probe()).await.unwrap_or_else(|_| {
+            let answer = tokio::time::timeout_at(deadline, layer.probe_unless_away()).await.unwrap_or_else(|_| {
                 let what = format!("the first read of layer {}", layer.layer.digest);
                 Err(FetchError::Timeout { what, after: patience, cause: None })
             });
             (at, answer)
         });
         let mut warnings = Vec::new();
+        let mut unheard: BTreeMap<usize, Vec<(usize, FetchError)>> = BTreeMap::new();
         let mut answers: Vec<_> = futures_util::stream::iter(asked).buffer_unordered(PROBES).collect().await;
         answers.sort_by_key(|(at, _)| *at);
         for (at, answer) in answers {
@@ -62,6 +64,10 @@ impl Kit {
                 Ok(Probe::Directory(dirs)) => tree.add_probe(at, dirs),
                 Ok(Probe::Unknown) => Vec::new(),
                 Err(error) if error.is_refusal() => return Err(error),
+                Err(error) if error.is_unreachable() => {
+                    unheard.entry(self.layers[at].layer.kit).or_default().push((at, error));
+                    Vec::new()
+                }
                 Err(error) => {
                     warnings.push(crate::report::chain(&error));
                     Vec::new()
@@ -71,8 +77,24 @@ impl Kit {
                 return Err(FetchError::Conflict(self.describe(&conflict)));
             }
         }
+        warnings.extend(unheard.iter().filter_map(|(kit, all)| self.unheard(*kit, all)));
         warnings.extend(self.layers.iter().filter_map(|layer| layer.unusable_index().map(str::to_owned)));
         Ok(warnings)
+    }
+
+    /// One warning for all layers of a repository that does not answer.
+    fn unheard(&self, kit: usize, layers: &[(usize, FetchError)]) -> Option<String> {
+        let (first, error) = layers.first()?;
+        let told = crate::report::chain(error);
+        if layers.len() == 1 {
+            return Some(told);
+        }
+        let repository = self.resolved.origins.get(kit).map(|origin| origin.repository.as_str()).unwrap_or_default();
+        let path = &self.layers.get(*first)?.layer.path;
+        Some(format!(
+            "what {} layers of {repository} hold is not known yet, from {path} on; of the first: {told}",
+            layers.len()
+        ))
     }
 
     /// A conflict in words, with the layers' paths and digests.

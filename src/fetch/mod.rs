@@ -44,7 +44,7 @@ pub use layer::{LayerFetch, Tier};
 pub use named::Named;
 use open_files::OpenFiles;
 pub use repositories::RepositoryPattern;
-pub use resolve::{Access, Request, Resolved, resolve, resolve_digest};
+pub use resolve::{Access, LastSeen, Request, Resolved, ResolvedDigest, Why, resolve, resolve_digest};
 pub use trust::Trust;
 
 use crate::cache::{Cache, CacheError};

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 
-use super::transfer::Transfer;
+use super::transfer::{Persistence, Transfer};
 use super::{BadIndex, Context, FetchError, Tier};
 use crate::archive::index::annotations::Pin;
 use crate::archive::index::{Chunks, Head, Index, IndexError, LayerFacts};
@@ -47,8 +47,9 @@ impl Named {
         layer: &Layer,
         context: &Context,
         sources: &[Arc<dyn Source>],
+        persistence: Persistence,
     ) -> Result<Head, FetchError> {
-        let ask = Ask { pin: self.pin, layer: layer.digest, context, sources };
+        let ask = Ask { pin: self.pin, layer: layer.digest, context, sources, persistence };
         let Pin { head_size, head_digest, .. } = self.pin;
         let (head, source_name) = ask.checked(layer, head_size, head_digest, Head::parse, Head::layer).await?;
         if head.index_len() != self.pin.size {
@@ -66,7 +67,8 @@ impl Named {
         context: &Context,
         sources: &[Arc<dyn Source>],
     ) -> Result<ChunkList<Bytes>, FetchError> {
-        let ask = Ask { pin: self.pin, layer: head.layer().digest, context, sources };
+        let persistence = Persistence::UntilDeadline;
+        let ask = Ask { pin: self.pin, layer: head.layer().digest, context, sources, persistence };
         let range = match head.row(row).and_then(|row| row.chunks()) {
             Some(Chunks::Here(list)) => return Ok(list.to_owned()),
             Some(Chunks::At(range)) => range,
@@ -82,7 +84,8 @@ impl Named {
         context: &Context,
         sources: &[Arc<dyn Source>],
     ) -> Result<Index, FetchError> {
-        let ask = Ask { pin: self.pin, layer: layer.digest, context, sources };
+        let persistence = Persistence::UntilDeadline;
+        let ask = Ask { pin: self.pin, layer: layer.digest, context, sources, persistence };
         let Pin { size, digest, .. } = self.pin;
         let (index, _) = ask.checked(layer, size, digest, Index::decode, |index| index.head().layer()).await?;
         Ok(index)
@@ -95,6 +98,7 @@ struct Ask<'a> {
     layer: Digest,
     context: &'a Context,
     sources: &'a [Arc<dyn Source>],
+    persistence: Persistence,
 }
 
 impl std::fmt::Display for Ask<'_> {
@@ -157,7 +161,8 @@ impl Ask<'_> {
         let mut failure = None;
         for source in self.sources {
             let limits = self.context.limits.clone();
-            let transfer = Transfer { source: source.clone(), blob, limits, received: watch::Sender::new(0) };
+            let (received, persistence) = (watch::Sender::new(0), self.persistence);
+            let transfer = Transfer { source: source.clone(), blob, limits, received, persistence };
             let error = match get(transfer).await {
                 Ok(value) => return Ok((value, source.name())),
                 Err(error) => self.explain(error, &source.name()),

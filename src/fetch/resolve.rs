@@ -2,6 +2,7 @@
 //!
 //! Below this module there are only digests.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,9 +10,9 @@ use std::time::{Duration, SystemTime};
 use futures_util::TryStreamExt as _;
 
 use super::named::Named;
-use super::transfer::retried;
+use super::transfer::{ATTEMPTS, attempted};
 use super::{Context, FetchError, RepositoryPattern, Trust, trust};
-use crate::cache::{Cache, CacheError};
+use crate::cache::{Cache, CacheError, LastKnown};
 use crate::digest::{Digest, Unverified, Verified};
 use crate::modelkit::filter::Filters;
 use crate::modelkit::index::{ImageIndex, Platform};
@@ -20,7 +21,15 @@ use crate::modelkit::manifest::{Document, MAX_CONFIG, Manifest};
 use crate::modelkit::plan::{Chain, plan};
 use crate::modelkit::{KitfileSource, Plan};
 use crate::reference::{Location, Reference};
+use crate::report::chain;
 use crate::source::{self, BlobId, Connection, KitStorage, Source, SourceError};
+use crate::units::{format_duration, timestamp};
+
+/// Where something known stands in for a registry's answer, the registry is asked anew for so long: a dead host takes as
+/// much to be told from a far one.
+const WAIT: Duration = Duration::from_secs(5);
+/// And an answer is waited for this long: one that takes longer is of no use to who waits.
+const LAST_WAIT: Duration = Duration::from_secs(10);
 
 /// What the user asks for.
 #[derive(Debug, Clone)]
@@ -103,12 +112,82 @@ pub struct Resolved {
     pub origins: Vec<Origin>,
     /// What the user should know: an omitted tag, a fallback.
     pub notes: Vec<String>,
+    /// That the kit's own tag was not looked up now, and what stood in for that.
+    pub last_known: Option<LastSeen>,
 }
 
 impl Resolved {
     /// `repository@sha256:…`: what is served, beyond doubt.
     pub fn pinned(&self) -> String {
         format!("{}@{}", self.reference.location.name(), self.digest)
+    }
+}
+
+/// That a tag's digest is not what the registry says now, but what stood in for that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastSeen {
+    /// When the registry said so, in seconds since the epoch; not known of what kit's storage holds.
+    pub seen: Option<u64>,
+    /// How long that was ago when the tag was followed.
+    pub age: Option<Duration>,
+    /// Why the registry was not asked.
+    pub why: Why,
+    /// What came instead of its answer, in a few words.
+    pub cause: Option<String>,
+}
+
+/// Why a registry does not say what a tag is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// It does not answer.
+    Unreachable,
+    /// It is not to be asked.
+    Offline,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unreachable => "the registry can't be reached",
+            Self::Offline => "offline",
+        })
+    }
+}
+
+impl LastSeen {
+    /// What stands in for an answer that failed with `error`.
+    pub(super) fn new(seen: Option<u64>, error: &FetchError) -> Self {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let age = seen.map(|seen| Duration::from_secs(now.saturating_sub(seen)));
+        let cause = error.why_unreachable();
+        let why = if error.is_offline() { Why::Offline } else { Why::Unreachable };
+        Self { seen, age, why, cause }
+    }
+
+    /// Why it had to stand in, in words.
+    fn reason(&self) -> String {
+        match &self.cause {
+            Some(cause) => format!("{} ({cause})", self.why),
+            None => self.why.to_string(),
+        }
+    }
+
+    /// The digest in words, without itself.
+    fn digest(&self) -> String {
+        match (self.seen, self.age) {
+            (Some(seen), Some(age)) => {
+                let at = timestamp(i64::try_from(seen).unwrap_or(i64::MAX));
+                // The clock of the note ticks in seconds.
+                format!("the digest it had at {at}, {} before", format_duration(age.max(Duration::from_secs(1))))
+            }
+            _ => "the digest in kit's storage, whose age is not known".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for LastSeen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; took {}", self.reason(), self.digest())
     }
 }
 
@@ -135,7 +214,7 @@ pub async fn resolve(context: &Context, access: &Access, request: &Request) -> R
             Some(bytes.derive(<[u8]>::to_vec))
         }
     };
-    let named = trust::name(&resolver, &origins, &mut plan).await?;
+    let named = trust::name(&resolver, &origins, &mut plan, &mut notes).await?;
     Ok(Resolved {
         reference: request.reference.clone(),
         digest: origins[0].digest,
@@ -148,6 +227,7 @@ pub async fn resolve(context: &Context, access: &Access, request: &Request) -> R
         named,
         origins,
         notes,
+        last_known: top.last_known,
     })
 }
 
@@ -156,14 +236,28 @@ pub async fn resolve_digest(
     context: &Context,
     access: &Access,
     reference: &Reference,
-) -> Result<(Digest, Vec<String>), FetchError> {
+) -> Result<ResolvedDigest, FetchError> {
     let request = Request::new(reference.clone());
     let resolver = Resolver { context, access, request: &request };
     let mut notes = Vec::new();
-    let (digest, sources) = resolver.digest(reference, &mut notes).await?;
+    let pointed = resolver.pointed(reference, &mut notes).await?;
     // A digest that was typed, or that a header told, is only a claim until the manifest has been hashed.
-    resolver.manifest(&sources, &digest).await?;
-    Ok((digest, notes))
+    let manifest = resolver.manifest(&pointed.sources, &pointed.digest).await?;
+    if Document::parse(&manifest).is_ok() {
+        resolver.remember(&pointed).await?;
+    }
+    Ok(ResolvedDigest { digest: pointed.digest, notes, last_known: pointed.last_known })
+}
+
+/// What a reference stands for.
+#[derive(Debug, Clone)]
+pub struct ResolvedDigest {
+    /// The digest of a manifest or image index.
+    pub digest: Digest,
+    /// What the user should know.
+    pub notes: Vec<String>,
+    /// That the tag was not looked up now, and what stood in for that.
+    pub last_known: Option<LastSeen>,
 }
 
 /// What is asked for, and how to get it.
@@ -180,15 +274,40 @@ struct Found {
     manifest: Verified,
     config: Verified,
     document: Manifest,
+    last_known: Option<LastSeen>,
+}
+
+/// What a reference names.
+struct Pointed {
+    digest: Digest,
+    /// Where to get it, best first.
+    sources: Vec<Arc<dyn Source>>,
+    last_known: Option<LastSeen>,
+    /// The tag that the registry has just looked up, to be noted once the digest was found to be a kit's.
+    remember: Option<String>,
 }
 
 impl Resolver<'_> {
-    /// Asks again while that may help, for as long as names may take.
-    pub(super) async fn retried<T, F>(&self, what: &str, ask: impl FnMut() -> F) -> Result<T, FetchError>
+    /// Asks a source again while that may help, for as long as names may take. Where something stands in for the answer,
+    /// nobody wants to wait so long; and a host that was just found away is asked once more only if nothing does.
+    pub(super) async fn ask<T, F>(
+        &self,
+        what: &str,
+        source: &Arc<dyn Source>,
+        has_stand_in: bool,
+        ask: impl FnMut() -> F,
+    ) -> Result<T, FetchError>
     where
         F: Future<Output = Result<T, SourceError>>,
     {
-        retried(what, self.context.limits.meta_timeout, ask).await
+        let deadline = self.context.limits.meta_timeout;
+        let (attempts, patience, deadline) = match (source.away(), has_stand_in) {
+            (Some(away), true) => return Err(FetchError::Source { what: what.to_owned(), cause: away.error }),
+            (Some(_), false) => (1, deadline, deadline.min(LAST_WAIT)),
+            (None, true) => (ATTEMPTS, deadline.min(WAIT), deadline.min(LAST_WAIT)),
+            (None, false) => (ATTEMPTS, deadline, deadline),
+        };
+        attempted(what, attempts, patience, deadline, ask).await
     }
 
     fn sources(&self, location: &Location) -> Result<Vec<Arc<dyn Source>>, FetchError> {
@@ -204,8 +323,9 @@ impl Resolver<'_> {
     }
 
     async fn kit(&self, reference: &Reference, notes: &mut Vec<String>) -> Result<Found, FetchError> {
-        let (mut digest, sources) = self.digest(reference, notes).await?;
-        let mut manifest = self.manifest(&sources, &digest).await?;
+        let pointed = self.pointed(reference, notes).await?;
+        let (mut digest, sources) = (pointed.digest, &pointed.sources);
+        let mut manifest = self.manifest(sources, &digest).await?;
         let mut index = None;
         let document = loop {
             match Document::parse(&manifest)? {
@@ -218,81 +338,120 @@ impl Resolver<'_> {
                     let chosen = found.select(platform.as_ref(), select)?.digest;
                     index = Some((digest, found));
                     digest = chosen;
-                    manifest = self.manifest(&sources, &digest).await?;
+                    manifest = self.manifest(sources, &digest).await?;
                 }
             }
         };
         let blob = BlobId { digest: document.config.digest, size: document.config.size };
-        let config = self.blob("config", &sources, blob).await?;
+        let config = self.blob("config", sources, blob).await?;
         let kit = KitDocument::read(digest, &document, &config)?;
+        self.remember(&pointed).await?;
+        let Pointed { sources, last_known, .. } = pointed;
         let origin = Origin { repository: reference.location.name(), digest, sources };
-        Ok(Found { kit, origin, index, manifest, config, document })
+        Ok(Found { kit, origin, index, manifest, config, document, last_known })
     }
 
     /// The digest of the manifest or index that a reference names, and where to get it.
-    async fn digest(
-        &self,
-        reference: &Reference,
-        notes: &mut Vec<String>,
-    ) -> Result<(Digest, Vec<Arc<dyn Source>>), FetchError> {
+    async fn pointed(&self, reference: &Reference, notes: &mut Vec<String>) -> Result<Pointed, FetchError> {
         let sources = self.sources(&reference.location)?;
+        let name = format!("{}:{}", reference.location.name(), reference.tag());
         let Some(digest) = reference.digest else {
             if reference.tag_was_omitted() {
                 notes.push(format!("no tag in {}: took `{}`", reference.location.name(), reference.tag()));
             }
-            let digest = self.tag(reference, &sources, notes).await?;
-            return Ok((digest, sources));
+            let (digest, last_known) = self.tag(&name, reference.tag(), &sources).await?;
+            notes.extend(last_known.as_ref().map(|known| format!("{name}: {known}")));
+            let remember = (last_known.is_none() && sources.len() > 1).then_some(name);
+            return Ok(Pointed { digest, sources, last_known, remember });
         };
+        let mut remember = None;
         if reference.tag.is_some() {
-            let found = self.tag(reference, &sources, notes).await?;
-            if found != digest {
-                return Err(FetchError::TagMoved { reference: reference.to_string(), expected: digest, found });
+            // The digest is what counts: it stands in for an answer.
+            match self.ask_tag(&name, reference.tag(), &sources, !self.access.require_fresh).await {
+                Ok(found) if found != digest => {
+                    return Err(FetchError::TagMoved { reference: reference.to_string(), expected: digest, found });
+                }
+                Ok(_) => remember = (sources.len() > 1).then_some(name),
+                Err(error) if error.is_unreachable() && !self.access.require_fresh => {
+                    let known = LastSeen::new(None, &error);
+                    notes.push(format!(
+                        "{name}: {}; it was not checked that the tag is still this digest",
+                        known.reason()
+                    ));
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok((digest, sources))
+        Ok(Pointed { digest, sources, last_known: None, remember })
     }
 
-    /// What a tag is now. Where the registry can't be reached, what kit's storage holds under it or what it was when we
-    /// last saw it, with a note.
+    /// What a tag is now. Where the registry can't be reached, what kit's storage holds under it or what it was when it
+    /// was last seen, and that it is so.
     async fn tag(
         &self,
-        reference: &Reference,
+        name: &str,
+        tag: &str,
         sources: &[Arc<dyn Source>],
-        notes: &mut Vec<String>,
-    ) -> Result<Digest, FetchError> {
-        let tag = reference.tag();
-        let name = format!("{}:{tag}", reference.location.name());
-        let (Some(main), locals) = (sources.last(), &sources[..sources.len().saturating_sub(1)]) else {
-            return Err(FetchError::Lost { what: name });
-        };
-        let error = match self.retried(&name, || main.resolve(tag)).await {
-            Ok(digest) => {
-                if !locals.is_empty() {
-                    let key = name.clone();
-                    self.keep(&name, move |cache| cache.remember(&key, &digest)).await?;
-                }
-                return Ok(digest);
-            }
+    ) -> Result<(Digest, Option<LastSeen>), FetchError> {
+        let stand_in = self.stand_in(name, tag, sources).await;
+        let error = match self.ask_tag(name, tag, sources, stand_in.is_some() && !self.access.require_fresh).await {
+            Ok(digest) => return Ok((digest, None)),
             Err(error) => error,
         };
-        if !error.is_unreachable() {
-            return Err(error);
+        let Some((digest, seen)) = stand_in.filter(|_| error.is_unreachable()) else { return Err(error) };
+        let known = LastSeen::new(seen, &error);
+        if self.access.require_fresh {
+            let repository = name.strip_suffix(tag).and_then(|name| name.strip_suffix(':')).unwrap_or(name);
+            let pinned = format!("{repository}@{digest}");
+            let known = known.digest();
+            return Err(FetchError::Stale { tag: name.to_owned(), known, pinned, cause: Box::new(error) });
         }
+        tracing::info!(tag = name, %digest, error = chain(&error), "{known}");
+        Ok((digest, Some(known)))
+    }
+
+    /// Asks the source itself, which is the last: those before it only hold copies.
+    async fn ask_tag(
+        &self,
+        name: &str,
+        tag: &str,
+        sources: &[Arc<dyn Source>],
+        has_stand_in: bool,
+    ) -> Result<Digest, FetchError> {
+        let main = sources.last().ok_or_else(|| FetchError::Lost { what: name.to_owned() })?;
+        self.ask(name, main, has_stand_in, || main.resolve(tag)).await
+    }
+
+    /// The digest that may stand in for a registry's answer, and when the registry said so, where that is known.
+    async fn stand_in(&self, name: &str, tag: &str, sources: &[Arc<dyn Source>]) -> Option<(Digest, Option<u64>)> {
+        let (_, locals) = sources.split_last()?;
         for local in locals {
             if let Ok(digest) = local.resolve(tag).await {
-                notes.push(format!("{name}: the registry can't be reached; took the digest in kit's storage"));
-                return Ok(digest);
+                return Some((digest, None));
             }
         }
-        let known = self.context.blocking(&name, {
-            let name = name.clone();
-            move |cache| cache.known(&name)
-        });
-        let Some(known) = known.await? else { return Err(error) };
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let age = crate::units::format_duration(Duration::from_secs(now.as_secs().saturating_sub(known.seen)));
-        notes.push(format!("{name}: the registry can't be reached; took the digest it had {age} ago"));
-        Ok(known.digest)
+        if locals.is_empty() {
+            return None;
+        }
+        let known = self.known(name).await?;
+        Some((known.digest, Some(known.seen)))
+    }
+
+    /// What a name led to when it was last followed.
+    pub(super) async fn known(&self, name: &str) -> Option<LastKnown> {
+        let key = name.to_owned();
+        let known = self.context.blocking(name, move |cache| cache.known(&key)).await;
+        known.unwrap_or_else(|error| {
+            tracing::warn!(error = chain(&error), name, "what is known of it can't be read");
+            None
+        })
+    }
+
+    /// Remembers what a name leads to, once that was found to be a kit.
+    async fn remember(&self, pointed: &Pointed) -> Result<(), FetchError> {
+        let Some(name) = pointed.remember.clone() else { return Ok(()) };
+        let (what, digest) = (name.clone(), pointed.digest);
+        self.keep(&what, move |cache| cache.remember(&name, &digest)).await
     }
 
     /// A manifest by digest: from the cache, else from the first source that has it, hashed.
@@ -300,7 +459,7 @@ impl Resolver<'_> {
         let what = format!("manifest {digest}");
         let get = |source: Arc<dyn Source>| {
             let what = what.clone();
-            async move { self.retried(&what, || source.manifest(digest)).await }
+            async move { self.ask(&what, &source, false, || source.manifest(digest)).await }
         };
         self.small(&what, sources, digest, get).await
     }
@@ -320,7 +479,7 @@ impl Resolver<'_> {
         let get = |source: Arc<dyn Source>| {
             let what = what.clone();
             async move {
-                self.retried(&what, || async {
+                self.ask(&what, &source, false, || async {
                     let mut bytes = Vec::new();
                     if blob.size > 0 {
                         let mut stream = source.blob(&blob, 0..blob.size).await?;

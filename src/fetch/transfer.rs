@@ -23,9 +23,20 @@ const PROGRESS: u64 = 64 << 10;
 /// One ranged request of an ordered stream: from 4 to 16 MiB is where registries are fastest.
 const RANGE: u64 = 8 << 20;
 /// How often a small request is made before its error is told: over a hiccup, not over an outage.
-const ATTEMPTS: u32 = 4;
+pub const ATTEMPTS: u32 = 4;
+/// How long a host may answer nothing before who can do without gives up: over a hiccup, and a person waits.
+const AWAY: Duration = Duration::from_secs(2);
 /// The longest a server may put us off with `Retry-After`.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long something is asked for again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Persistence {
+    /// Until the deadline: a reader waits for it.
+    UntilDeadline,
+    /// Likewise, but only while the host answers somebody: it can be had later too.
+    UnlessAway,
+}
 
 /// One source of one blob, with the limits that hold for it.
 #[derive(Debug, Clone)]
@@ -38,6 +49,8 @@ pub struct Transfer {
     pub limits: Limits,
     /// Counts bytes as they arrive: the sign of life for those who wait.
     pub received: watch::Sender<u64>,
+    /// How long it is tried.
+    pub persistence: Persistence,
 }
 
 impl Transfer {
@@ -58,13 +71,26 @@ impl Transfer {
         let mut pause = Pause::new(self.limits.read_timeout);
         let mut counted = 0;
         loop {
+            self.check_host()?;
             let rest = range.start + received..range.end;
             let Err(error) = self.read_into(rest, &mut take, &mut received).await else { return Ok(()) };
+            self.check_host()?;
             if received - counted >= PROGRESS {
                 counted = received;
                 pause.reset();
             }
             pause.before_retry(error).await.map_err(|end| self.failed(end))?;
+        }
+    }
+
+    /// Refuses to ask a host that is away, where that is wanted.
+    fn check_host(&self) -> Result<(), FetchError> {
+        if self.persistence == Persistence::UntilDeadline {
+            return Ok(());
+        }
+        match self.source.away().filter(|away| away.since.elapsed() >= AWAY) {
+            Some(away) => Err(self.failed(GivenUp { cause: away.error, deadline: None })),
+            None => Ok(()),
         }
     }
 
@@ -235,11 +261,25 @@ impl Drop for Task {
 
 /// Tries `ask` up to [`ATTEMPTS`] times while that may help, for `deadline` in total; `what` names it in errors. For
 /// manifests and tags, where a person waits for the answer.
-pub async fn retried<T, F>(what: &str, deadline: Duration, mut ask: impl FnMut() -> F) -> Result<T, FetchError>
+pub async fn retried<T, F>(what: &str, deadline: Duration, ask: impl FnMut() -> F) -> Result<T, FetchError>
 where
     F: Future<Output = Result<T, SourceError>>,
 {
-    let mut pause = Pause { attempts: ATTEMPTS, ..Pause::new(deadline) };
+    attempted(what, ATTEMPTS, deadline, deadline, ask).await
+}
+
+/// Tries `ask` up to `attempts` times while that may help, anew for as long as `patience` and for `deadline` in total.
+pub async fn attempted<T, F>(
+    what: &str,
+    attempts: u32,
+    patience: Duration,
+    deadline: Duration,
+    mut ask: impl FnMut() -> F,
+) -> Result<T, FetchError>
+where
+    F: Future<Output = Result<T, SourceError>>,
+{
+    let mut pause = Pause { attempts, ..Pause::new(patience) };
     let attempts = async {
         loop {
             match ask().await {

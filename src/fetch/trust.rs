@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::named::Named;
-use super::resolve::{Origin, Resolver};
+use super::resolve::{LastSeen, Origin, Resolver};
 use super::{FetchError, Tier};
 use crate::archive::index::annotations::{InvalidPin, MEDIA_TYPE, Pin};
 use crate::digest::Digest;
@@ -71,11 +71,13 @@ pub enum BadReferrer {
 /// Indexes that referrers attest, by the kit of the chain and the layer.
 type Attested = BTreeMap<(usize, Digest), Pin>;
 
-/// Says for each layer of the plan which index is named for it, and adds what went wrong to the plan's warnings.
+/// Says for each layer of the plan which index is named for it, and adds what went wrong to the plan's warnings, and what
+/// is from memory to the notes.
 pub(super) async fn name(
     resolver: &Resolver<'_>,
     origins: &[Origin],
     plan: &mut Plan,
+    notes: &mut Vec<String>,
 ) -> Result<Vec<Option<Named>>, FetchError> {
     if resolver.request.trust == Trust::Layer {
         return Ok(plan.layers.iter().map(|_| None).collect());
@@ -102,7 +104,7 @@ pub(super) async fn name(
     for kit in unnamed(&attested) {
         let Some(origin) = origins.get(kit) else { continue };
         if resolver.request.trusted_indexes.iter().any(|pattern| pattern.covers(&origin.repository)) {
-            by_rule(resolver, kit, origin, &mut attested, &mut warnings).await;
+            by_rule(resolver, kit, origin, &mut attested, &mut warnings, notes).await;
         }
     }
     for (layer, named) in plan.layers.iter().zip(&mut named) {
@@ -149,22 +151,25 @@ async fn by_rule(
     origin: &Origin,
     attested: &mut Attested,
     warnings: &mut Vec<String>,
+    notes: &mut Vec<String>,
 ) {
     let mut refused = Vec::new();
     // Kit's storage answers always; whether somebody is away is for the last source to say, the kit's own place.
-    let mut is_away = false;
+    let mut is_away = None;
     let key = format!("{}@{} {MEDIA_TYPE}", origin.repository, origin.digest);
+    let known = resolver.known(&key).await;
     for source in &origin.sources {
         let what = format!("the list of what refers to {}", origin.digest);
-        let mut found = match resolver.retried(&what, || source.referrers(&origin.digest, MEDIA_TYPE)).await {
+        let ask = || source.referrers(&origin.digest, MEDIA_TYPE);
+        let mut found = match resolver.ask(&what, source, known.is_some(), ask).await {
             Ok(found) => found,
             Err(error) => {
-                is_away = error.is_unreachable();
                 refused.push(chain(&error));
+                is_away = Some(error).filter(FetchError::is_unreachable);
                 continue;
             }
         };
-        is_away = false;
+        is_away = None;
         // In an order that is the same everywhere and every time.
         found.sort_unstable();
         found.dedup();
@@ -181,10 +186,11 @@ async fn by_rule(
         }
     }
     // What the rule led to the last time stands in for an answer, never against one.
-    if is_away
-        && let Ok(Some(known)) = resolver.context.blocking(&key.clone(), move |cache| cache.known(&key)).await
+    if let (Some(error), Some(known)) = (is_away, known)
         && let Ok(pins) = vouched(resolver, origin, &known.digest).await
     {
+        let known = LastSeen::new(Some(known.seen), &error);
+        notes.push(format!("what a rule trusts to name the indexes of {}: {known}", origin.repository));
         return add(attested, kit, pins);
     }
     warnings.extend(refused.into_iter().map(|why| format!("no trusted index for {}: {why}", origin.repository)));

@@ -108,7 +108,7 @@ async fn named_in(
     let origin = Origin { repository: "registry.internal/team/a".to_owned(), digest: kit(), sources: vec![repository] };
     let layers = vec![layer("a", 0), layer("b", 0)];
     let mut plan = Plan { digest: kit(), kitfile: None, layers, warnings: Vec::new() };
-    let named = name(&resolver, &[origin], &mut plan).await.expect("named");
+    let named = name(&resolver, &[origin], &mut plan, &mut Vec::new()).await.expect("named");
     let sizes = named.into_iter().map(|named| {
         let named = named?;
         assert_eq!(named.tier, Tier::Attested);

@@ -73,6 +73,7 @@ fn fetch_errno(error: &FetchError) -> Errno {
         | FetchError::ModelKit(_)
         | FetchError::Cache(_)
         | FetchError::TagMoved { .. }
+        | FetchError::Stale { .. }
         | FetchError::Conflict(_)
         | FetchError::NoRandomAccess { .. }
         | FetchError::Lost { .. } => Errno::IO,
@@ -84,6 +85,8 @@ fn source_errno(error: &SourceError) -> Errno {
         SourceError::Unauthorized { .. } | SourceError::Forbidden { .. } => Errno::ACCESS,
         SourceError::NotFound { .. }
         | SourceError::RangeIgnored { .. }
+        | SourceError::Offline { .. }
+        | SourceError::Untrusted { .. }
         | SourceError::Transport { .. }
         | SourceError::Status { .. }
         | SourceError::Refused { .. }

@@ -14,7 +14,7 @@ use super::{Document, Edition, PublishError};
 use crate::archive::index::Index;
 use crate::archive::index::annotations::MEDIA_TYPE;
 use crate::digest::{Digest, Mismatch, Unverified};
-use crate::fetch::transfer::{Transfer, retried};
+use crate::fetch::transfer::{Persistence, Transfer, retried};
 use crate::fetch::{FILLS, FetchError, Limits, Resolved};
 use crate::source::{BlobId, ByteStream, Source, SourceError, Target};
 
@@ -262,7 +262,13 @@ impl Writer<'_> {
     }
 
     fn transfer(&self, source: &Arc<dyn Source>, blob: BlobId) -> Transfer {
-        Transfer { source: source.clone(), blob, limits: self.limits.clone(), received: watch::Sender::new(0) }
+        Transfer {
+            source: source.clone(),
+            blob,
+            limits: self.limits.clone(),
+            received: watch::Sender::new(0),
+            persistence: Persistence::UntilDeadline,
+        }
     }
 
     /// Sends the bytes that `open` gives. Where the target fails, it is tried again from the start.

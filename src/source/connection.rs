@@ -5,7 +5,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The settings of a connection, by kit's names. A source keeps a copy; nothing here changes later.
+use super::reach::Reach;
+
+/// The settings of a connection, by kit's names. A source keeps a copy; nothing here changes later but what is known of
+/// hosts.
 #[derive(Clone)]
 pub struct Connection {
     /// Plain HTTP for every host. Loopback hosts get it anyway.
@@ -29,6 +32,8 @@ pub struct Connection {
     pub user_agent: String,
     /// When to give up.
     pub timeouts: Timeouts,
+    /// Which hosts answer: shared by all sources that are opened with a clone of these settings.
+    pub reach: Reach,
 }
 
 /// When a request is given up.
@@ -70,6 +75,7 @@ impl Default for Connection {
             offline: false,
             user_agent: concat!("kitfs/", env!("CARGO_PKG_VERSION")).to_owned(),
             timeouts: Timeouts::default(),
+            reach: Reach::default(),
         }
     }
 }

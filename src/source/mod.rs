@@ -16,6 +16,8 @@
 //!   token, access,          tokens: one flight for all who need one, and for what
 //!     challenge
 //!   credentials, helper     what the user has logged in with, read anew each time
+//! offline                   what stands for a registry that must not be asked
+//! reach                     which hosts answer
 //! checked                   a blob's bytes on their way to a target, hashed
 //! index_file                OCI's image index: lists of manifests and of referrers
 //! ```
@@ -32,6 +34,8 @@ mod helper;
 mod index_file;
 mod kit_storage;
 mod layout;
+mod offline;
+mod reach;
 mod registry;
 mod retry_after;
 mod target;
@@ -56,6 +60,8 @@ pub use crate::modelkit::manifest::MAX_MANIFEST;
 pub use connection::{Connection, Timeouts, kit_home};
 pub use kit_storage::KitStorage;
 pub use layout::Layout;
+pub use offline::Offline;
+pub use reach::{Away, Reach};
 pub use registry::Registry;
 pub use target::{NewManifest, Refers, Target};
 
@@ -92,6 +98,12 @@ pub trait Source: Send + Sync + fmt::Debug {
 
     /// The manifests of this artifact type that refer to `subject`. What they are is the source's claim.
     async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Digest>, SourceError>;
+
+    /// Since when the host answers nothing, whoever asked it; `None` where it answers, where it was not asked lately, and
+    /// for what lies on this machine's disks.
+    fn away(&self) -> Option<Away> {
+        None
+    }
 }
 
 /// The source that a reference points at. Nothing is asked of a registry yet.
@@ -99,6 +111,7 @@ pub trait Source: Send + Sync + fmt::Debug {
 /// Kit's storage may hold a registry's blobs as well: see [`KitStorage::for_repository`].
 pub fn open(location: &Location, connection: &Connection, kit_home: &Path) -> Result<Arc<dyn Source>, SourceError> {
     Ok(match location {
+        Location::Registry { host, repository } if connection.offline => Arc::new(Offline::new(host, repository)),
         Location::Registry { host, repository } => Arc::new(Registry::new(host, repository, connection, kit_home)?),
         Location::Layout { dir } => Arc::new(Layout::open(dir)?),
         Location::Local { repository } => Arc::new(KitStorage::local(kit_home, repository)),
@@ -106,13 +119,21 @@ pub fn open(location: &Location, connection: &Connection, kit_home: &Path) -> Re
 }
 
 /// The place that a reference points at, to write there. A directory that is empty or not there becomes an OCI layout;
-/// kit's storage is made where there is none. Nothing is asked of a registry yet.
+/// kit's storage is made where there is none. Nothing is asked of a registry yet, and offline there is none to write to.
 pub fn open_target(
     location: &Location,
     connection: &Connection,
     kit_home: &Path,
 ) -> Result<Arc<dyn Target>, SourceError> {
     Ok(match location {
+        Location::Registry { .. } if connection.offline => {
+            let what = format!(
+                "{} is in a registry, and --offline (KITFS_OFFLINE) keeps kitfs from writing there; leave it out, or write \
+                 to an OCI layout, oci:DIR",
+                location.name()
+            );
+            return Err(SourceError::Setup { what, cause: None });
+        }
         Location::Registry { host, repository } => Arc::new(Registry::new(host, repository, connection, kit_home)?),
         Location::Layout { dir } => Arc::new(Layout::create(dir)?),
         Location::Local { repository } => Arc::new(KitStorage::create(kit_home, repository)?),
@@ -175,6 +196,29 @@ pub enum SourceError {
         /// The library's error.
         #[source]
         cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    },
+    /// It is in a registry, and registries are not to be asked.
+    #[error(
+        "{what} is not in the cache or in kit's storage, and --offline (KITFS_OFFLINE) keeps kitfs from asking \
+         {source_name}; leave it out, or `kitfs pull` the kit first"
+    )]
+    Offline {
+        /// Tag, manifest or blob, with its name.
+        what: String,
+        /// The repository that was not asked.
+        source_name: String,
+    },
+    /// The server is not proved to be the one that was meant, or wants us to prove who we are, and TLS was given up. Who
+    /// sits in between may want just that, so that nothing older stands in for an answer.
+    #[error("{source_name}: {what}")]
+    Untrusted {
+        /// The source that was asked.
+        source_name: String,
+        /// What is wrong with the certificate, and the remedy.
+        what: String,
+        /// The library's error.
+        #[source]
+        cause: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// The server is busy or broken: 408, 429 or 5xx.
     #[error("{source_name} answered {status}{words}")]
@@ -242,6 +286,8 @@ impl SourceError {
             Self::NotFound { .. }
             | Self::Unauthorized { .. }
             | Self::Forbidden { .. }
+            | Self::Offline { .. }
+            | Self::Untrusted { .. }
             | Self::RangeIgnored { .. }
             | Self::Refused { .. }
             | Self::Damaged { .. }

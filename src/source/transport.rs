@@ -177,6 +177,9 @@ impl Transport {
     }
 }
 
+/// How rustls tells that the other side refused our certificate, or that we have none.
+const REFUSALS: [&str; 3] = ["alert: CertificateRequired", "alert: BadCertificate", "alert: UnknownCA"];
+
 /// Turns reqwest's error into ours, without the URL.
 pub(super) fn broken(source_name: &str, host: &str, error: reqwest::Error) -> SourceError {
     let error = error.without_url();
@@ -190,13 +193,25 @@ pub(super) fn broken(source_name: &str, host: &str, error: reqwest::Error) -> So
         chain
     };
     // rustls' errors are only reachable as text.
-    let what = if chain.contains("not valid for name") {
-        format!("the certificate of {host} is for another name; use that name, or --tls-verify=false")
+    let distrusted = if chain.contains("not valid for name") {
+        Some(format!("the certificate of {host} is for another name; use that name, or --tls-verify=false"))
+    } else if chain.contains("certificate expired") || chain.contains("not valid yet") {
+        Some(format!(
+            "the certificate of {host} has run out or is not valid yet; have it renewed, or set this machine's clock"
+        ))
     } else if chain.contains("invalid peer certificate") {
-        format!(
+        Some(format!(
             "the certificate of {host} is not trusted; name its authority with --ca FILE, or use --tls-verify=false"
-        )
-    } else if chain.contains("InvalidContentType") {
+        ))
+    } else if REFUSALS.iter().any(|alert| chain.contains(alert)) {
+        Some(format!("{host} wants a client certificate, or another one; name it with --cert FILE and --key FILE"))
+    } else {
+        None
+    };
+    if let Some(what) = distrusted {
+        return SourceError::Untrusted { source_name: source_name.to_owned(), what, cause: Arc::new(error) };
+    }
+    let what = if chain.contains("InvalidContentType") {
         format!("{host} does not speak TLS; use --plain-http if it is meant to be plain HTTP")
     } else if error.is_connect() {
         format!("{host} can't be reached")

@@ -6,6 +6,7 @@
 //!   wire         its HTTP: requests in, answers out
 //!   upload       what it takes: blobs, manifests, referrers
 //!   content      what it serves: bytes, a file, or a function
+//! away           what is found where a registry was
 //! kit            ModelKits made for tests, hostile ones too
 //! index          indexes of their layers, and referrers
 //! kithome        kit's local storage, filled from a layout
@@ -17,6 +18,7 @@
 //! ```
 #![allow(dead_code, unused_imports, reason = "each test crate uses another part of this module")]
 
+pub mod away;
 pub mod content;
 pub mod fault;
 pub mod http;

@@ -47,6 +47,8 @@ impl LayerFetch {
                 Err(error) if matches!(error.root(), FetchError::Index { .. }) => {
                     self.note_unusable(crate::report::chain(&error));
                 }
+                // The list is not to be had, and the layer may be in kit's storage all the same.
+                Err(error) if error.is_offline() => {}
                 Err(error) => return Err(error),
             }
         } else if let Some(path) = self.streamed(row, end).await? {

@@ -31,7 +31,7 @@ use super::flight::Flight;
 use super::listing::{Listing, Probe};
 use super::named::Named;
 use super::staged::StagedView;
-use super::transfer::Transfer;
+use super::transfer::{Persistence, Transfer};
 use super::{Context, FetchError, Verify};
 use crate::archive::index::{Head, Index};
 use crate::cache::{Cache, CacheError};
@@ -259,14 +259,23 @@ impl LayerFetch {
     /// the index that is named for the layer, from the cache or the network. One that is missing or invalid is noted,
     /// and the layer is provisional; a source that can't be reached is an error, and the next to ask tries again.
     pub async fn look_for_index(self: &Arc<Self>) -> Result<Option<Known>, FetchError> {
+        self.look(Persistence::UntilDeadline).await
+    }
+
+    /// The same for who can do without where the source does not answer.
+    pub async fn look_for_index_unless_away(self: &Arc<Self>) -> Result<Option<Known>, FetchError> {
+        self.look(Persistence::UnlessAway).await
+    }
+
+    async fn look(self: &Arc<Self>, persistence: Persistence) -> Result<Option<Known>, FetchError> {
         if self.derived.get().is_none() {
             let this = self.clone();
-            self.looked.join(|| async move { this.look_now().await }).await?;
+            self.looked.join(|| async move { this.look_now(persistence).await }).await?;
         }
         Ok(self.known())
     }
 
-    async fn look_now(self: &Arc<Self>) -> Result<(), FetchError> {
+    async fn look_now(self: &Arc<Self>, persistence: Persistence) -> Result<(), FetchError> {
         if let Some(index) = self.fill_job().known_index().await? {
             if let Some(named) = self.named
                 && index.pin() != named.pin
@@ -278,7 +287,7 @@ impl LayerFetch {
             return Ok(());
         }
         let Some(named) = self.named else { return Ok(()) };
-        match named.head(&self.layer, &self.context, &self.sources).await {
+        match named.head(&self.layer, &self.context, &self.sources, persistence).await {
             Ok(head) => {
                 let _ = self.head.set(Arc::new(head));
                 Ok(())
@@ -287,6 +296,8 @@ impl LayerFetch {
                 self.note_unusable(crate::report::chain(&error));
                 Ok(())
             }
+            // It can't come any more, and the layer may be in kit's storage all the same.
+            Err(error) if error.is_offline() => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -345,6 +356,7 @@ impl LayerFetch {
             blob,
             limits: self.context.limits.clone(),
             received: self.progress.clone(),
+            persistence: Persistence::UntilDeadline,
         };
         usable.map(|(at, source)| (at, transfer(source))).collect()
     }

@@ -11,7 +11,7 @@ use crate::archive::EntryKind;
 use crate::archive::index::Head;
 use crate::digest::Unverified;
 use crate::fetch::listing::{self, Hopped, Listing, Probe, SMALL_LAYER};
-use crate::fetch::transfer::Transfer;
+use crate::fetch::transfer::{Persistence, Transfer};
 use crate::fetch::{FetchError, Verify};
 use crate::modelkit::Compression;
 
@@ -45,20 +45,32 @@ impl LayerFetch {
 
     /// What the layer's root is. One small read, or none where the layer is known.
     pub async fn probe(self: &Arc<Self>) -> Result<Probe, FetchError> {
-        self.check_poison()?;
-        let this = self.clone();
-        self.probe.join(|| async move { this.probe_now().await }).await
+        self.probe_with(Persistence::UntilDeadline).await
     }
 
-    async fn probe_now(self: &Arc<Self>) -> Result<Probe, FetchError> {
-        if let Some(known) = self.look_for_index().await? {
+    /// The same for a mount, which is of use before all roots are known: a source that does not answer is not waited for.
+    pub async fn probe_unless_away(self: &Arc<Self>) -> Result<Probe, FetchError> {
+        self.probe_with(Persistence::UnlessAway).await
+    }
+
+    async fn probe_with(self: &Arc<Self>, persistence: Persistence) -> Result<Probe, FetchError> {
+        self.check_poison()?;
+        let this = self.clone();
+        self.probe.join(|| async move { this.probe_now(persistence).await }).await
+    }
+
+    async fn probe_now(self: &Arc<Self>, persistence: Persistence) -> Result<Probe, FetchError> {
+        if let Some(known) = self.look(persistence).await? {
             let this = self.clone();
             return self.off_thread(move || this.root_of(known.head())).await?;
         }
         if self.context.verify == Verify::Listing {
             return Ok(Probe::Unknown);
         }
-        self.try_sources(|transfer| async move { listing::probe(&self.layer, &transfer).await }).await
+        let probe = |transfer: Transfer| async move {
+            listing::probe(&self.layer, &Transfer { persistence, ..transfer }).await
+        };
+        self.try_sources(probe).await
     }
 
     /// Everything the layer holds.

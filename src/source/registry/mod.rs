@@ -25,7 +25,9 @@ use oci_client::Reference;
 use oci_client::manifest::{
     IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
 };
-use reqwest::header::{ACCEPT, CONTENT_ENCODING, CONTENT_RANGE, HeaderMap, HeaderValue, LINK, RANGE, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LINK, RANGE, RETRY_AFTER,
+};
 use reqwest::{Method, Response, StatusCode};
 use serde::Deserialize;
 use url::Url;
@@ -35,6 +37,7 @@ use crate::source::access::Access;
 use crate::source::connection::Connection;
 use crate::source::credentials::Keyring;
 use crate::source::index_file::is_referrers_tag;
+use crate::source::reach::{Away, Reach};
 use crate::source::token::Tokens;
 use crate::source::transport::{Answer, Body, Call, Transport, authority, is_loopback};
 use crate::source::{BlobId, ByteStream, MAX_MANIFEST, Source, SourceError, body, check_range, retry_after};
@@ -58,6 +61,7 @@ pub struct Registry {
     base: Url,
     transport: Transport,
     tokens: Tokens,
+    reach: Reach,
     /// Where the registry redirected the last request for a blob. The query may be a signature.
     remembered: Mutex<HashMap<Digest, Url>>,
 }
@@ -95,11 +99,26 @@ impl Registry {
         let transport = Transport::new(connection, &base, name.clone())?;
         let secure = base.scheme() == "https";
         let tokens = Tokens::new(transport.clone(), Keyring::of_user(kit_home), host, repository, secure);
-        Ok(Self { name, host: host.to_owned(), base, transport, tokens, remembered: Mutex::default() })
+        let (host, reach) = (host.to_owned(), connection.reach.clone());
+        Ok(Self { name, host, base, transport, tokens, reach, remembered: Mutex::default() })
+    }
+
+    /// Sends a request, and notes whether the host answers.
+    async fn ask(&self, ask: &Ask<'_>) -> Result<Answer, SourceError> {
+        let asking = self.reach.ask(&self.host, &self.name);
+        let outcome = self.ask_with_token(ask).await;
+        match &outcome {
+            Err(error) if error.is_transient() => asking.failed(error.clone()),
+            Ok(answer) if answer.response.status().is_server_error() => {
+                asking.failed(self.status_error(answer, "a request"));
+            }
+            Ok(_) | Err(_) => asking.answered(),
+        }
+        outcome
     }
 
     /// Sends a request; a 401 is answered with a new token, once.
-    async fn ask(&self, ask: &Ask<'_>) -> Result<Answer, SourceError> {
+    async fn ask_with_token(&self, ask: &Ask<'_>) -> Result<Answer, SourceError> {
         let mut grant = self.tokens.current(&ask.access).await?;
         let mut renewed = false;
         loop {
@@ -123,9 +142,25 @@ impl Registry {
     /// The answer with this status, or the error that another status means.
     fn expect(&self, answer: Answer, allowed: &[StatusCode], what: &str) -> Result<Answer, SourceError> {
         if allowed.contains(&answer.response.status()) {
+            self.check_is_no_page(&answer.response)?;
             return Ok(answer);
         }
         Err(self.status_error(&answer, what))
+    }
+
+    /// Refuses a web page. It says nothing of the registry, so that this is as if nobody had answered: a network that wants
+    /// a login answers all requests in the place of their hosts.
+    fn check_is_no_page(&self, response: &Response) -> Result<(), SourceError> {
+        if is_page(response.headers()) { Err(self.stranger(response.url())) } else { Ok(()) }
+    }
+
+    /// Somebody else has answered than a registry.
+    fn stranger(&self, url: &Url) -> SourceError {
+        let what = format!(
+            "a web page came where {} should answer: the network wants a login, or the host is no registry",
+            authority(url)
+        );
+        SourceError::Transport { source_name: self.name.clone(), what, cause: None }
     }
 
     fn status_error(&self, answer: &Answer, what: &str) -> SourceError {
@@ -185,6 +220,10 @@ impl Registry {
 
     /// Whether an answer is the range that was asked, and nothing else.
     fn check_blob(&self, answer: Answer, blob: &BlobId, range: &Range<u64>) -> Result<ByteStream, SourceError> {
+        // A blob may be a page; one of another length is not the blob.
+        if answer.response.status() == StatusCode::OK && answer.response.content_length() != Some(blob.size) {
+            self.check_is_no_page(&answer.response)?;
+        }
         let what = format!("blob {}", blob.digest);
         let length = range.end - range.start;
         let headers = answer.response.headers();
@@ -232,6 +271,7 @@ impl Source for Registry {
         let answer = self.ask(&ask).await?;
         let digest = match answer.response.status() {
             StatusCode::OK => {
+                self.check_is_no_page(&answer.response)?;
                 let header = answer.response.headers().get("docker-content-digest");
                 header.and_then(|value| value.to_str().ok()?.parse().ok())
             }
@@ -241,7 +281,12 @@ impl Source for Registry {
         match digest {
             // It proves nothing, and need not: the manifest is fetched by this digest and hashed.
             Some(digest) => Ok(digest),
-            None => Ok(Digest::of(&self.get_manifest(tag, &what).await?)),
+            None => {
+                let bytes = self.get_manifest(tag, &what).await?;
+                // Whatever came would be right by its own digest.
+                let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok();
+                if is_json { Ok(Digest::of(&bytes)) } else { Err(self.stranger(&url)) }
+            }
         }
     }
 
@@ -310,6 +355,10 @@ impl Source for Registry {
     async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Digest>, SourceError> {
         self.find_referrers(subject, artifact_type).await
     }
+
+    fn away(&self) -> Option<Away> {
+        self.reach.away(&self.host)
+    }
 }
 
 /// The error that a status means. `what` was asked of `host` with the credentials `tried`.
@@ -327,6 +376,12 @@ pub(super) fn status_error(source_name: &str, response: &Response, what: &str, h
         }
         status => SourceError::Protocol { source_name, what: format!("unexpected status {status} for {what}") },
     }
+}
+
+/// Whether an answer is for people to look at.
+fn is_page(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    kind.is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"))
 }
 
 fn manifest_headers() -> HeaderMap {
