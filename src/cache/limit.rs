@@ -328,6 +328,14 @@ impl Cache {
         !self.room.is_full() || self.room.is_due()
     }
 
+    /// The most bytes that the cache may hold, where that is said.
+    pub fn limit_bytes(&self) -> Option<u64> {
+        match self.settings.limit {
+            Limit::Bytes(most) => Some(most),
+            Limit::None | Limit::KeepFree(_) => None,
+        }
+    }
+
     /// Why the cache keeps nothing more at the moment, if it does not.
     pub fn fullness(&self) -> Option<String> {
         if self.is_full() {

@@ -49,7 +49,7 @@ pub use blobs::NewBlob;
 pub use evict::{Evicted, Policy, Protected, Removed, Small};
 pub use kits::{KitRecord, LayerRecord};
 pub use limit::{Limit, Marks};
-pub use objects::{CachedRange, Object};
+pub use objects::{CachedRange, Object, Standing};
 pub use partial::Partial;
 pub use small::LastKnown;
 pub use staging::{Sealed, StagedFile, StagedNumber, StagedState, Staging};

@@ -113,6 +113,17 @@ impl CachedRange {
     }
 }
 
+/// How far an object is on its way to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is not here.
+    Absent,
+    /// This process has verified it, and its commit is under way.
+    Staged,
+    /// It has its name, so it is on the disk.
+    Named,
+}
+
 impl Cache {
     /// Opens an object of `size` bytes; `None` where it is absent or being evicted, or has another size. Then it is damaged,
     /// and the next commit replaces it; or it is whole and `size` is wrong, as whoever made an index may state any.
@@ -144,6 +155,19 @@ impl Cache {
             }
         }
         Ok(None)
+    }
+
+    /// How far an object of `size` bytes is on its way to the disk.
+    pub fn standing(&self, name: &ObjectDigest, size: u64) -> Standing {
+        let staged = self.staged.lock().unwrap_or_else(|held| held.into_inner()).contains_key(name);
+        // Until its commit is over it has no index.
+        if staged {
+            Standing::Staged
+        } else if is_file_of(&self.spread("objects", &name.hex()), size) {
+            Standing::Named
+        } else {
+            Standing::Absent
+        }
     }
 
     /// Whether an object of `size` bytes is here, without opening it: what [`Cache::object`] would give, but for locks.

@@ -1,6 +1,6 @@
 //! The command line: one file a command.
 //!
-//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `index`, `verify`: the
+//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `index`, `verify`: the
 //!   commands; `served`: what a mount tells.
 //! - [`options`] and [`log`]: groups of flags that commands share; [`config`]: where their defaults come from.
 //! - [`kits`]: from a reference to an opened kit; [`walk`]: paths in it; [`progress`]: what is being fetched.
@@ -22,6 +22,7 @@ mod mount;
 mod options;
 mod output;
 mod progress;
+mod pull;
 mod resolve;
 mod served;
 mod status;
@@ -57,7 +58,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.";
 /// The commands by what they are for, as `--help` shows them.
 const GROUPS: [(&str, &[&str]); 3] = [
     ("Mounts", &["mount", "unmount", "status"]),
-    ("Without a mount", &["ls", "cat", "inspect", "resolve"]),
+    ("Without a mount", &["ls", "cat", "inspect", "resolve", "pull"]),
     ("Making kits readable in parts", &["index", "verify"]),
 ];
 
@@ -80,6 +81,7 @@ enum Command {
     Cat(cat::Cat),
     Inspect(inspect::Inspect),
     Resolve(resolve::Resolve),
+    Pull(pull::Pull),
     Index(index::Index),
     Verify(verify::Verify),
 }
@@ -127,6 +129,7 @@ impl Cli {
                 Command::Cat(command) => command.run().await,
                 Command::Inspect(command) => command.run().await,
                 Command::Resolve(command) => command.run().await,
+                Command::Pull(command) => command.run().await,
                 Command::Index(command) => command.run().await,
                 Command::Verify(command) => command.run().await,
             }

@@ -5,23 +5,27 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, ValueEnum};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 use super::config::absolute;
 use super::kits::KitArgs;
 use super::options::{JsonArgs, MountVerifyArgs, ProgressArgs};
-use super::progress::Steps;
+use super::progress::{Steps, Waiting};
 use super::served::{self, Served};
 use super::{Failure, dry_run, output, status};
 use crate::fetch::Kit;
-use crate::fs::{Fs, Ownership};
+use crate::fs::prefetch::{Prefetch, Report, State};
+use crate::fs::{Fs, Ownership, Selection};
 use crate::mount::daemon::{self, Reporter};
 use crate::mount::{self, Left, MountPoint, StateDir};
 use crate::reference::{Location, Reference};
+use crate::report::chain;
 
 /// Mounts a kit on a directory; without REF lists the mounts
 #[derive(Debug, Args)]
@@ -32,6 +36,7 @@ Examples:
   kitfs mount ghcr.io/team/llama:8b                    on ./llama
   kitfs mount llama:8b /mnt/llama --filter model       the model alone
   kitfs mount --dry-run oci:kits/llama                 what would be served and fetched
+  kitfs mount --prefetch '*.safetensors' --wait llama:8b   returns when the weights are here
   sudo kitfs mount --allow-other llama:8b /mnt/llama   for other users and containers"
 )]
 pub(super) struct Mount {
@@ -47,6 +52,19 @@ pub(super) struct Mount {
     /// Show tree, sizes, trust and what would be fetched; mount nothing
     #[arg(long, requires = "reference", conflicts_with = "foreground")]
     dry_run: bool,
+    /// Fetch before it is read, in the background: nothing (none), what follows a weight file that is read (auto), all, or
+    /// the files whose paths match, as *.safetensors or model/**; may be repeated, or take several with commas between
+    #[arg(
+        long,
+        env = "KITFS_PREFETCH",
+        value_name = "none|auto|all|PATTERN",
+        value_delimiter = ',',
+        default_value = "none"
+    )]
+    prefetch: Vec<String>,
+    /// Return when what is to be prefetched is here; the mount is of use before. If it fails, the mount stays
+    #[arg(long, requires = "reference", conflicts_with = "dry_run")]
+    wait: bool,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -97,13 +115,14 @@ impl Mount {
     }
 
     pub(super) async fn run(mut self) -> Result<(), Failure> {
+        let selection = self.selection()?;
         let Some(mut reference) = self.reference.take() else { return status::list(self.json) };
         // The daemon leaves the working directory.
         if let Location::Layout { dir } = &mut reference.location {
             *dir = absolute(dir)?;
         }
         if let Some(reporter) = Reporter::attach()? {
-            return self.serve_as_daemon(&reference, reporter).await;
+            return self.serve_as_daemon(&reference, selection, reporter).await;
         }
         say_whose_home();
         if self.dry_run {
@@ -111,28 +130,67 @@ impl Mount {
             let ownership = self.access.ownership();
             return dry_run::run(context, resolved, ownership, self.json, self.progress).await;
         }
-        if self.foreground { self.serve_in_foreground(&reference).await } else { self.launch().await }
+        if self.foreground { self.serve_in_foreground(&reference, selection).await } else { self.launch().await }
+    }
+
+    /// What is to be prefetched; and whether waiting for it makes sense.
+    fn selection(&self) -> Result<Selection, Failure> {
+        let wrong = |error| Failure::usage(format!("--prefetch: {}", chain(&error)));
+        let selection = Selection::parse(&self.prefetch).map_err(wrong)?;
+        match selection {
+            Selection::None | Selection::Auto if self.wait => Err(Failure::usage(format!(
+                "--wait waits for what is prefetched, which has no end with --prefetch {selection}; \
+                 say --prefetch all or a pattern"
+            ))),
+            selection => Ok(selection),
+        }
     }
 
     async fn launch(&self) -> Result<(), Failure> {
         let log = StateDir::from_env()?.new_log()?;
-        let steps = Steps::new(self.progress.mode());
-        let show = |step: Value| steps.show(step["step"].as_str().unwrap_or_default());
+        let mut steps = Some(Steps::new(self.progress.mode()));
+        let mut waiting = None;
+        let show = |step: Value| match serde_json::from_value::<Report>(step["prefetch"].clone()) {
+            Ok(report) => {
+                steps = None;
+                waiting.get_or_insert_with(|| Waiting::new(self.progress.mode())).show(report);
+            }
+            Err(_) => {
+                if let Some(steps) = &steps {
+                    steps.show(step["step"].as_str().unwrap_or_default());
+                }
+            }
+        };
         let ready = daemon::launch(std::env::args_os().skip(1), &log, show).await;
-        drop(steps);
+        drop((steps, waiting));
         let served: Served = serde_json::from_value(ready?)?;
-        served.print(self.json.json)
+        served.print(self.json.json)?;
+        match served.prefetch {
+            Some(Report { state: State::Failed, why, .. }) => Err(Failure::failed(format!(
+                "not all was prefetched: {}; the mount stays, and `kitfs status` tells more",
+                why.unwrap_or_default()
+            ))),
+            _ => Ok(()),
+        }
     }
 
-    async fn serve_as_daemon(&self, reference: &Reference, reporter: Reporter) -> Result<(), Failure> {
-        let step = |step: &str| reporter.progress(json!({ "step": step }));
+    async fn serve_as_daemon(
+        &self,
+        reference: &Reference,
+        selection: Selection,
+        reporter: Reporter,
+    ) -> Result<(), Failure> {
+        let step = |step: Step<'_>| match step {
+            Step::Named(step) => reporter.progress(json!({ "step": step })),
+            Step::Prefetch(report) => reporter.progress(json!({ "prefetch": report })),
+        };
         let ready = |served: &Served| match serde_json::to_value(served) {
             Ok(value) => reporter.ready(value),
             Err(error) => tracing::error!(%error, "what is served can't be told"),
         };
         let log = Some(reporter.log().to_owned());
         let outcome = tokio::select! {
-            outcome = self.serve(reference, log, step, ready) => outcome,
+            outcome = self.serve(reference, selection, log, step, ready) => outcome,
             () = reporter.abandoned() => Err(Failure::failed("the command that asked for the mount has gone")),
         };
         let Err(failure) = outcome else { return Ok(()) };
@@ -141,7 +199,7 @@ impl Mount {
         Err(Failure::Reported)
     }
 
-    async fn serve_in_foreground(&self, reference: &Reference) -> Result<(), Failure> {
+    async fn serve_in_foreground(&self, reference: &Reference, selection: Selection) -> Result<(), Failure> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let is_ready = tokio::sync::Notify::new();
@@ -152,7 +210,11 @@ impl Mount {
                 tracing::warn!("{}", failure.message());
             }
         };
-        let serving = self.serve(reference, None, |step| tracing::info!("{step}"), ready);
+        let step = |step: Step<'_>| match step {
+            Step::Named(step) => tracing::info!("{step}"),
+            Step::Prefetch(report) => tracing::debug!(done = report.done, total = report.total, "prefetching"),
+        };
+        let serving = self.serve(reference, selection, None, step, ready);
         tokio::pin!(serving);
         // Until the mount is there, a signal ends the work as it is; after that it is `mount::serve` that leaves.
         tokio::select! {
@@ -169,24 +231,25 @@ impl Mount {
     async fn serve(
         &self,
         reference: &Reference,
+        selection: Selection,
         log_file: Option<PathBuf>,
-        step: impl Fn(&str),
+        step: impl Fn(Step<'_>),
         ready: impl FnOnce(&Served),
     ) -> Result<(), Failure> {
         let state = StateDir::from_env()?;
         let dir = self.dir.clone().map_or_else(|| default_dir(reference), Ok)?;
         let point = MountPoint::prepare(&dir, &state)?;
         let verify = self.verify.verify();
-        step(&format!("resolving {reference}"));
+        step(Step::Named(&format!("resolving {reference}")));
         let (context, resolved) = self.kit.resolve(reference, verify).await?;
         let kit = Kit::open(&context, resolved);
-        step(&format!("reading the beginning of {} layers", kit.layers.len()));
+        step(Step::Named(&format!("reading the beginning of {} layers", kit.layers.len())));
         let mut tree = kit.skeleton();
         let warnings = kit.probe(&context, &mut tree).await?;
         for warning in kit.resolved.plan.warnings.iter().chain(&warnings) {
             tracing::warn!("{warning}");
         }
-        step("mounting");
+        step(Step::Named("mounting"));
         let options = mount::Options {
             reference: reference.to_string(),
             digest: kit.resolved.digest,
@@ -204,17 +267,50 @@ impl Mount {
             let (fs, served) = (fs.clone(), served.clone());
             move |request| served::answer(fs.clone(), served.clone(), verify, request)
         };
-        let told = served.clone();
-        let left = mount::serve(fs, options, handler, move |record| {
+        let mounted = Notify::new();
+        let serving = mount::serve(fs.clone(), options, handler, |record| {
             tracing::info!(shows = record.shows, dir = %record.mount_point.display(), "mounted");
-            ready(&told);
+            mounted.notify_one();
         });
-        match left.await? {
+        let mut background = None;
+        let telling = async {
+            mounted.notified().await;
+            background = Prefetch::start(&fs, selection);
+            if self.wait {
+                prefetched(&fs, |report| step(Step::Prefetch(report))).await;
+            }
+            let prefetch = fs.prefetch().map(|prefetch| prefetch.report(fs.kit()));
+            ready(&Served { prefetch, ..Served::clone(&served) });
+            std::future::pending().await
+        };
+        let left = tokio::select! {
+            left = serving => left?,
+            never = telling => never,
+        };
+        drop(background);
+        match left {
             Left::Unmounted | Left::Signal => tracing::info!("left"),
             Left::Aborted => tracing::warn!("the connection was aborted; the mount is detached"),
             Left::SignalWhileBusy => tracing::warn!("left while files were open; reading them fails from now on"),
         }
         Ok(())
+    }
+}
+
+/// How far a mount is on its way.
+enum Step<'a> {
+    Named(&'a str),
+    Prefetch(&'a Report),
+}
+
+/// Waits until what is to be prefetched is here, or can't be had; tells meanwhile how far it is.
+async fn prefetched(fs: &Fs, tell: impl Fn(&Report)) {
+    /// As often as a person looks.
+    const TELL: Duration = Duration::from_millis(200);
+    let Some(prefetch) = fs.prefetch() else { return };
+    let mut ended = std::pin::pin!(prefetch.ended());
+    while tokio::time::timeout(TELL, &mut ended).await.is_err() {
+        tell(&prefetch.report(fs.kit()));
     }
 }
 

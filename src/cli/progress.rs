@@ -4,8 +4,8 @@
 //! of its own looks at them, so that it shows how things are even where the runtime is busy.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::options::ProgressMode;
 use super::output;
 use crate::fetch::LayerFetch;
+use crate::fs::prefetch::Report;
 use crate::publish::Blob;
 use crate::units::{format_duration, format_size};
 
@@ -48,7 +49,7 @@ impl Moves for LayerFetch {
     }
 
     fn done(&self) -> Option<u64> {
-        self.is_filling().then(|| *self.progress().borrow())
+        self.gauge().map(|gauge| gauge.here)
     }
 }
 
@@ -109,6 +110,50 @@ impl Drop for Progress {
     }
 }
 
+/// The prefetch of a daemon, as it reports it.
+pub(super) struct Waiting {
+    latest: Arc<Latest>,
+    _shown: Progress,
+}
+
+#[derive(Default)]
+struct Latest(Mutex<Option<Report>>);
+
+impl Waiting {
+    pub(super) fn new(mode: ProgressMode) -> Self {
+        let latest = Arc::<Latest>::default();
+        Self { _shown: Progress::of(std::slice::from_ref(&latest), mode), latest }
+    }
+
+    pub(super) fn show(&self, report: Report) {
+        *self.latest.0.lock().unwrap_or_else(|held| held.into_inner()) = Some(report);
+    }
+}
+
+impl Latest {
+    fn look<T: Default>(&self, look: impl FnOnce(&Report) -> T) -> T {
+        self.0.lock().unwrap_or_else(|held| held.into_inner()).as_ref().map(look).unwrap_or_default()
+    }
+}
+
+impl Moves for Latest {
+    fn verb(&self) -> &'static str {
+        "prefetching"
+    }
+
+    fn name(&self) -> String {
+        self.look(|report| output::printable(report.mode.as_bytes()))
+    }
+
+    fn size(&self) -> u64 {
+        self.look(|report| report.total)
+    }
+
+    fn done(&self) -> Option<u64> {
+        self.look(|report| Some(report.done))
+    }
+}
+
 /// A step of a work that has no bytes to count.
 pub(super) struct Steps(Option<ProgressBar>);
 
@@ -154,10 +199,14 @@ impl Bars {
         for (at, one) in all.iter().enumerate() {
             if let Some(done) = one.done() {
                 let bar = self.shown.entry(at).or_insert_with(|| {
-                    let bar = self.all.add(ProgressBar::new(one.size()).with_style(self.style.clone()));
+                    let bar = ProgressBar::new(one.size()).with_position(done).with_style(self.style.clone());
+                    let bar = self.all.add(bar);
                     bar.set_prefix(one.name());
+                    // What was here at first did not come at any rate.
+                    bar.reset_eta();
                     bar
                 });
+                bar.set_length(one.size());
                 bar.set_position(done);
             } else if let Some(bar) = self.shown.remove(&at) {
                 bar.finish_and_clear();

@@ -11,6 +11,7 @@ use super::output::{self, Output, printable};
 use crate::digest::Digest;
 use crate::fetch::{Kit, LastSeen, LayerFetch, Resolved, Tier};
 use crate::fs::Fs;
+use crate::fs::prefetch::{Report, State};
 use crate::units::format_size;
 
 /// The request that [`answer`] knows.
@@ -36,6 +37,8 @@ pub(super) struct Served {
     pub(super) notes: Vec<String>,
     pub(super) warnings: Vec<String>,
     pub(super) kits: Vec<KitOfChain>,
+    /// What is fetched before it is asked for, if anything is.
+    pub(super) prefetch: Option<Report>,
 }
 
 /// The kit itself or one of its parents.
@@ -81,6 +84,7 @@ impl Served {
             notes: resolved.notes.clone(),
             warnings: resolved.plan.warnings.iter().cloned().chain(warnings).collect(),
             kits: kits(resolved),
+            prefetch: None,
         }
     }
 
@@ -106,12 +110,26 @@ impl Served {
         if self.offline {
             lines.push(("offline", OFFLINE.to_owned()));
         }
+        lines.extend(self.prefetch.as_ref().map(|report| ("prefetch", in_words(report))));
         lines.extend(self.kits.iter().skip(1).map(|kit| ("parent", format!("{}@{}", kit.repository, kit.digest))));
         lines.extend(self.notes.iter().map(|note| ("note", note.clone())));
         lines.extend(self.warnings.iter().map(|warning| ("warning", warning.clone())));
         let rows = lines.into_iter().map(|(key, value)| vec![key.to_owned(), printable(value.as_bytes())]);
         out.table(&rows.collect::<Vec<_>>())?;
         out.finish()
+    }
+}
+
+/// How far the prefetch is, for people.
+pub(super) fn in_words(report: &Report) -> String {
+    let Report { mode, state, done, total, why } = report;
+    let bytes = || format!("{} of {}", format_size(*done), format_size(*total));
+    let why = why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    match state {
+        State::Waiting => format!("{mode}, waiting for reads"),
+        State::Running => format!("{mode}, {} are here", bytes()),
+        State::Done => format!("{mode}, done: {}{why}", format_size(*total)),
+        State::Failed => format!("{mode}, failed at {}{why}", bytes()),
     }
 }
 
@@ -145,6 +163,7 @@ pub(super) async fn answer(fs: Arc<Fs>, served: Arc<Served>, verify: crate::fetc
                 "last_known": served.last_known,
                 "layers": layers,
                 "conflicts": fs.conflicts(),
+                "prefetch": fs.prefetch().map(|prefetch| prefetch.report(fs.kit())),
                 "notes": served.notes,
                 "warnings": warnings,
             })

@@ -161,6 +161,8 @@ fn print(out: &mut Output, mount: &Mount, details: Option<&Result<Value, Control
             if details["offline"] == true {
                 lines.push(("offline", served::OFFLINE.to_owned()));
             }
+            let prefetch = serde_json::from_value(details["prefetch"].clone()).ok();
+            lines.extend(prefetch.map(|report| ("prefetch", served::in_words(&report))));
             let several = [("notes", "note"), ("warnings", "warning"), ("conflicts", "conflict")];
             for (key, title) in several {
                 lines.extend(list(key).iter().map(|value| (title, text(value))));

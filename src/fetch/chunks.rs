@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use super::FetchError;
 use super::ahead::{Streams, WIDEST};
 use super::flight::Outcome;
-use crate::cache::{Cache, CachedRange, Partial};
+use crate::cache::{Cache, CacheError, CachedRange, Partial};
 use crate::digest::{Mismatch, Unverified, Verified};
 use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
 
@@ -109,6 +109,20 @@ impl Chunked {
     /// A range of the file, if all of it is verified in the cache.
     pub fn cached(&self, range: &Range<u64>) -> Option<CachedRange> {
         self.partial.range(range)
+    }
+
+    /// Whether somebody is getting a chunk, or about to write it.
+    pub fn is_claimed(&self, chunk: u64) -> bool {
+        self.slots().contains_key(&chunk)
+    }
+
+    /// Writes a verified chunk that the cache could not take before, if it is still in memory. Blocks.
+    pub fn write_again(&self, chunk: u64) -> Result<(), CacheError> {
+        let key = (self.list().object(), chunk);
+        let Some(chunk) = unwritten(&self.unwritten).get(&key).cloned() else { return Ok(()) };
+        self.partial.write(&self.cache, &chunk)?;
+        unwritten(&self.unwritten).pop(&key);
+        Ok(())
     }
 
     /// Whether all chunks are verified in the cache.

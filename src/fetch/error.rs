@@ -158,6 +158,18 @@ pub enum FetchError {
         /// The layer.
         layer: Digest,
     },
+    /// What was fetched is not in the cache.
+    #[error(
+        "the cache has not kept {} of layer {layer}: it is too small for the kit, see --cache-size, or its disk failed, as \
+         the log says",
+        crate::units::format_size(*bytes)
+    )]
+    NotKept {
+        /// The layer.
+        layer: Digest,
+        /// How many bytes of its content.
+        bytes: u64,
+    },
     /// A task ended without an answer.
     #[error("{what} was given up: an internal error; please report it with the log")]
     Lost {

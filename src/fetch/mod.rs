@@ -11,6 +11,7 @@
 //! - [`chunks`]: a file that is filled chunk by chunk; [`open_files`]: all of them.
 //! - [`requests`]: getting the chunks that are missing; [`ahead`]: which ones before they are asked for.
 //! - `staged`: what a fill has written so far, for `--verify=stream`.
+//! - [`mod@pull`]: all of a kit in the cache, to stay there if that is wanted.
 //! - [`transfer`]: ranges with retries, and an ordered stream of several ranges in flight.
 //!
 //! Every wait here has a deadline ([`Limits`]) and every task outlives the reader who started it.
@@ -26,6 +27,7 @@ pub mod listing;
 pub mod named;
 pub mod open_files;
 pub mod pass;
+pub mod pull;
 pub mod repositories;
 pub mod requests;
 pub mod resolve;
@@ -40,7 +42,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use error::{ArchiveError, BadIndex, FetchError};
 pub use kit::Kit;
-pub use layer::{LayerFetch, Tier};
+pub use layer::{LayerFetch, Pace, Tier};
 pub use named::Named;
 use open_files::OpenFiles;
 pub use repositories::RepositoryPattern;
@@ -99,6 +101,8 @@ pub struct Context {
     pub verify: Verify,
     /// Layers that may be fetched whole at the same time.
     fills: Arc<Semaphore>,
+    /// The same for those that nobody waits for: one, in a line of its own, so that none who waits is behind it.
+    fills_ahead: Arc<Semaphore>,
     /// Changes whenever one of them moves: the sign of life for those that wait for their turn.
     moved: watch::Sender<()>,
     /// Files that are being filled chunk by chunk.
@@ -117,6 +121,7 @@ impl Context {
             limits,
             verify,
             fills: Arc::new(Semaphore::new(FILLS)),
+            fills_ahead: Arc::new(Semaphore::new(1)),
             moved: watch::Sender::new(()),
             files: Arc::default(),
         }

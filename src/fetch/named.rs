@@ -161,8 +161,9 @@ impl Ask<'_> {
         let mut failure = None;
         for source in self.sources {
             let limits = self.context.limits.clone();
-            let (received, persistence) = (watch::Sender::new(0), self.persistence);
-            let transfer = Transfer { source: source.clone(), blob, limits, received, persistence };
+            let (received, fetched) = (watch::Sender::new(0), Arc::default());
+            let persistence = self.persistence;
+            let transfer = Transfer { source: source.clone(), blob, limits, received, persistence, fetched };
             let error = match get(transfer).await {
                 Ok(value) => return Ok((value, source.name())),
                 Err(error) => self.explain(error, &source.name()),

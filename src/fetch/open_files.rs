@@ -94,6 +94,16 @@ impl OpenFiles {
         self.neighbours.clone().try_acquire_owned().ok()
     }
 
+    /// The same, as soon as there is one.
+    pub async fn next_neighbour(&self) -> Option<OwnedSemaphorePermit> {
+        self.neighbours.clone().acquire_owned().await.ok()
+    }
+
+    /// Whether files wait to be made durable.
+    pub fn are_waiting(&self) -> bool {
+        self.complete().count > 0
+    }
+
     /// Waits until not too many files wait for the disk. It writes them or fails, so this ends.
     pub async fn until_room(&self) {
         loop {

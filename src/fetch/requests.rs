@@ -17,7 +17,7 @@ use super::{Context, FetchError};
 use crate::digest::{Mismatch, Unverified};
 
 /// The longest request: from 4 to 16 MiB is where registries are fastest.
-const REQUEST: u64 = 16 << 20;
+pub const REQUEST: u64 = 16 << 20;
 /// So many bytes between two chunks are read over: moving them takes less time than another request. The headers
 /// between two files of a tar are far shorter.
 pub const GAP: u64 = 64 << 10;
@@ -149,7 +149,7 @@ fn joined(wants: Vec<Want>) -> Vec<Vec<Want>> {
 }
 
 /// Whether a range goes into the request before it.
-fn joins(request: &Range<u64>, next: &Range<u64>) -> bool {
+pub fn joins(request: &Range<u64>, next: &Range<u64>) -> bool {
     next.start >= request.end && next.start - request.end <= GAP && next.end - request.start <= REQUEST
 }
 

@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
@@ -51,6 +52,8 @@ pub struct Transfer {
     pub received: watch::Sender<u64>,
     /// How long it is tried.
     pub persistence: Persistence,
+    /// Counts them too, and never begins again.
+    pub fetched: Arc<AtomicU64>,
 }
 
 impl Transfer {
@@ -115,10 +118,15 @@ impl Transfer {
         let mut stream = self.open(range).await?;
         while let Some(piece) = stream.try_next().await? {
             *received += piece.len() as u64;
-            self.received.send_modify(|all| *all += piece.len() as u64);
+            self.count(piece.len());
             take(piece);
         }
         Ok(())
+    }
+
+    fn count(&self, bytes: usize) {
+        self.received.send_modify(|all| *all += bytes as u64);
+        self.fetched.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Asks for a range, for no longer than readers wait: what goes on behind their backs would hold those who ask anew.
@@ -206,7 +214,7 @@ impl Transfer {
                 };
                 match next {
                     Ok(Some(piece)) => {
-                        state.transfer.received.send_modify(|all| *all += piece.len() as u64);
+                        state.transfer.count(piece.len());
                         let skipped = state.skip.min(piece.len() as u64);
                         state.skip -= skipped;
                         if skipped < piece.len() as u64 {

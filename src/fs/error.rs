@@ -76,6 +76,7 @@ fn fetch_errno(error: &FetchError) -> Errno {
         | FetchError::Stale { .. }
         | FetchError::Conflict(_)
         | FetchError::NoRandomAccess { .. }
+        | FetchError::NotKept { .. }
         | FetchError::Lost { .. } => Errno::IO,
     }
 }

@@ -8,14 +8,18 @@
 
 mod at_hand;
 mod error;
+pub mod prefetch;
+mod selection;
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use at_hand::AtHand;
 pub use error::FsError;
+use prefetch::Prefetch;
+pub use selection::{InvalidSelection, Selection};
 
 use crate::archive::EntryKind;
 use crate::fetch::chunks::Piece;
@@ -152,12 +156,21 @@ pub struct Fs {
     tree: RwLock<Tree>,
     at_hand: AtHand,
     conflicts: Mutex<Vec<String>>,
+    prefetch: OnceLock<Arc<Prefetch>>,
 }
 
 impl Fs {
     /// Serves a kit whose layers have been probed into `tree`.
     pub fn new(kit: Kit, context: Context, tree: Tree, ownership: Ownership) -> Self {
-        Self { kit, context, ownership, tree: RwLock::new(tree), at_hand: AtHand::new(), conflicts: Mutex::default() }
+        Self {
+            kit,
+            context,
+            ownership,
+            tree: RwLock::new(tree),
+            at_hand: AtHand::new(),
+            conflicts: Mutex::default(),
+            prefetch: OnceLock::new(),
+        }
     }
 
     /// The kit that is served.
@@ -168,6 +181,11 @@ impl Fs {
     /// Contradictions between layers that were found while listing them, in words: the first hundred.
     pub fn conflicts(&self) -> Vec<String> {
         self.conflicts.lock().unwrap_or_else(|held| held.into_inner()).clone()
+    }
+
+    /// What is fetched before it is asked for, if anything is.
+    pub fn prefetch(&self) -> Option<&Arc<Prefetch>> {
+        self.prefetch.get()
     }
 
     fn tree(&self) -> RwLockReadGuard<'_, Tree> {
@@ -309,7 +327,12 @@ impl Fs {
                 let kitfile = self.kit.resolved.kitfile.as_ref().ok_or(FsError::Stale)?;
                 Ok(ReadReply::Pieces(vec![Piece::Memory(kitfile.slice(offset as usize..end as usize))]))
             }
-            Origin::Layer { layer, entry } => self.read_layer((layer, entry), offset, len).await,
+            Origin::Layer { layer, entry } => {
+                if let Some(prefetch) = self.prefetch() {
+                    prefetch.note_read(ino, meta.size, len as u64);
+                }
+                self.read_layer((layer, entry), offset, len).await
+            }
         }
     }
 

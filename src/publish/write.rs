@@ -262,13 +262,9 @@ impl Writer<'_> {
     }
 
     fn transfer(&self, source: &Arc<dyn Source>, blob: BlobId) -> Transfer {
-        Transfer {
-            source: source.clone(),
-            blob,
-            limits: self.limits.clone(),
-            received: watch::Sender::new(0),
-            persistence: Persistence::UntilDeadline,
-        }
+        let (limits, received, fetched) = (self.limits.clone(), watch::Sender::new(0), Arc::default());
+        let persistence = Persistence::UntilDeadline;
+        Transfer { source: source.clone(), blob, limits, received, persistence, fetched }
     }
 
     /// Sends the bytes that `open` gives. Where the target fails, it is tried again from the start.

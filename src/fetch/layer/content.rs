@@ -261,7 +261,7 @@ impl LayerFetch {
     }
 
     /// Opens the content of a row that is known, for all who ask at once. `None` where it comes with the whole layer.
-    async fn open(self: &Arc<Self>, known: &Known, row: usize) -> Result<Option<Content>, FetchError> {
+    pub(super) async fn open(self: &Arc<Self>, known: &Known, row: usize) -> Result<Option<Content>, FetchError> {
         if let Some(object) = self.object(known.head(), row).await? {
             return Ok(Some(Content::Object(object)));
         }
@@ -327,7 +327,7 @@ impl LayerFetch {
     }
 
     /// Remembers that a layer can only be had whole.
-    fn note_whole(&self, error: &FetchError) {
+    pub(super) fn note_whole(&self, error: &FetchError) {
         if error.ignores_ranges() {
             self.only_whole.store(true, Ordering::Relaxed);
         }
@@ -335,7 +335,7 @@ impl LayerFetch {
 }
 
 /// Why chunks were not had.
-enum Failed {
+pub(super) enum Failed {
     /// By this layer's own request, or before any was made.
     Here(FetchError),
     /// By the request of another layer that holds the same content.

@@ -4,6 +4,7 @@
 //! - `names`: what its root is, and what it holds: without the network where the layer is known;
 //! - `content`: bytes of its files: chunk by chunk where an index proves them, else the layer is fetched whole;
 //! - `whole`: fetching it whole, and what that may contradict;
+//! - `complete`: having all of it in the cache, or some files; `walk`: which chunks that takes, in which order;
 //! - `settle`: proving an attested layer once all of its chunks are here.
 //!
 //! Each kind of work is a flight, shared by all who ask. A row is one position in the listing, in the tree and in the
@@ -14,14 +15,16 @@
 //!
 //! Locks: plain mutexes, held for a look or a note, never across an await, never two at once.
 
+mod complete;
 mod content;
 mod names;
 mod settle;
+mod walk;
 mod whole;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use tokio::sync::{Semaphore, watch};
@@ -39,6 +42,8 @@ use crate::modelkit::Layer;
 use crate::object::ObjectDigest;
 use crate::source::{BlobId, Source};
 
+use complete::Lacking;
+pub use complete::{Gauge, Pace};
 pub use content::Content;
 pub use settle::Unread;
 pub use whole::NotAudited;
@@ -130,7 +135,12 @@ pub struct LayerFetch {
     probe: Flight<Probe>,
     listing: Flight<Arc<Listing>>,
     fill: Flight<Arc<Index>>,
+    proof: Flight<()>,
     progress: watch::Sender<u64>,
+    /// Bytes of the layer that came from its sources, those that came in vain too.
+    fetched: Arc<AtomicU64>,
+    /// What is still to come, while it is being made complete.
+    lacking: Lacking,
     /// Held once more by each pass over the whole layer.
     reading: Arc<()>,
     view: Option<Arc<StagedView>>,
@@ -162,7 +172,10 @@ impl LayerFetch {
             probe: Flight::new(what("the first read")),
             listing: Flight::new(what("the listing")),
             fill: Flight::new(what("the fetch")),
+            proof: Flight::new(what("the proof")),
             progress: watch::Sender::new(0),
+            fetched: Arc::default(),
+            lacking: Lacking::default(),
             reading: Arc::default(),
             view: (context.verify == Verify::Stream).then(|| Arc::new(StagedView::new())),
             poison: Mutex::default(),
@@ -205,6 +218,11 @@ impl LayerFetch {
     /// Bytes of the layer received so far; changes while it is being fetched, whole or in part.
     pub fn progress(&self) -> watch::Receiver<u64> {
         self.progress.subscribe()
+    }
+
+    /// Bytes of the layer that came from its sources.
+    pub fn fetched(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
     }
 
     /// Whether the layer is being fetched whole now.
@@ -357,6 +375,7 @@ impl LayerFetch {
             limits: self.context.limits.clone(),
             received: self.progress.clone(),
             persistence: Persistence::UntilDeadline,
+            fetched: self.fetched.clone(),
         };
         usable.map(|(at, source)| (at, transfer(source))).collect()
     }

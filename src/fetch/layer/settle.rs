@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 
-use super::{Known, LayerFetch, Tier};
+use super::{Known, LayerFetch, Pace, Tier};
 use crate::archive::index::Head;
 use crate::cache::CachedRange;
 use crate::fetch::FetchError;
@@ -139,8 +139,22 @@ impl LayerFetch {
         if self.unread.note(&object) { self.settle(head).await } else { Ok(()) }
     }
 
+    /// Proves the layer now, if it is attested, whose objects are all in the cache; for who waits for it.
+    pub(super) async fn prove(self: &Arc<Self>) -> Result<(), FetchError> {
+        let Some(Known::Named(head, _)) = self.known() else { return Ok(()) };
+        if self.tier() != Tier::Attested || self.layer.compression != Compression::None {
+            return Ok(());
+        }
+        self.settle(head).await
+    }
+
     async fn settle(self: &Arc<Self>, head: Arc<Head>) -> Result<(), FetchError> {
-        let index = self.read_whole(|transfer| {
+        let this = self.clone();
+        self.proof.join(|| async move { this.settle_now(head).await }).await
+    }
+
+    async fn settle_now(self: &Arc<Self>, head: Arc<Head>) -> Result<(), FetchError> {
+        let index = self.read_whole(Pace::Now, |transfer| {
             let head = head.clone();
             async move {
                 match pass(&self.layer, None, self.reassembled(head, transfer.clone()), None).await {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::AbortHandle;
 
-use super::{Known, LayerFetch};
+use super::{Known, LayerFetch, Pace};
 use crate::archive::index::Index;
 use crate::fetch::fill::index_key;
 use crate::fetch::listing::Probe;
@@ -42,6 +42,11 @@ pub struct NotAudited {
 impl LayerFetch {
     /// Fetches the layer whole, keeps its content, and waits for it as long as it makes progress.
     pub async fn fill(self: &Arc<Self>) -> Result<Arc<Index>, FetchError> {
+        self.fill_at(Pace::Now).await
+    }
+
+    /// The same at a pace, which is that of the first to ask.
+    pub async fn fill_at(self: &Arc<Self>, pace: Pace) -> Result<Arc<Index>, FetchError> {
         self.check_poison()?;
         let this = self.clone();
         let fill = self.fill.join(|| async move {
@@ -51,7 +56,7 @@ impl LayerFetch {
                 let job = &job;
                 async move { job.run(&transfer).await }
             };
-            let filled = this.read_whole(fill).await?;
+            let filled = this.read_whole(pace, fill).await?;
             this.accept(filled).await
         });
         while_progressing(fill, self.progress(), &self.context.limits, &self.what()).await
@@ -71,7 +76,7 @@ impl LayerFetch {
         let bound = self.context.limits.max_inflated;
         // A plain mutex, held to put something in.
         let false_index = Mutex::new(None);
-        let audit = self.read_whole(|transfer| {
+        let audit = self.read_whole(Pace::Now, |transfer| {
             let false_index = &false_index;
             async move {
                 self.progress.send_replace(0);
@@ -111,11 +116,11 @@ impl LayerFetch {
     }
 
     /// Reads the layer whole by `read` from one source after the other, until one gives its true bytes.
-    pub(super) async fn read_whole<F>(&self, read: impl Fn(Transfer) -> F) -> Result<Arc<Index>, FetchError>
+    pub(super) async fn read_whole<F>(&self, pace: Pace, read: impl Fn(Transfer) -> F) -> Result<Arc<Index>, FetchError>
     where
         F: Future<Output = Result<Arc<Index>, Failure>>,
     {
-        let _turn = self.turn().await?;
+        let _turn = self.turn(pace).await?;
         let _reading = self.reading.clone();
         let mut last = FetchError::Lost { what: self.what() };
         let (mut found_false, mut may_recover) = (None, false);
@@ -147,8 +152,12 @@ impl LayerFetch {
     }
 
     /// Waits for its turn among the fills of this process. As long as one of those ahead moves, waiting is progress too.
-    pub(super) async fn turn(&self) -> Result<Turn, FetchError> {
-        let mut turn = std::pin::pin!(self.context.fills.clone().acquire_owned());
+    pub(super) async fn turn(&self, pace: Pace) -> Result<Turn, FetchError> {
+        let line = match pace {
+            Pace::Now => &self.context.fills,
+            Pace::Ahead => &self.context.fills_ahead,
+        };
+        let mut turn = std::pin::pin!(line.clone().acquire_owned());
         let mut moved = self.context.moved.subscribe();
         let permit = loop {
             tokio::select! {

@@ -16,14 +16,14 @@ async fn who_waits_for_a_turn_waits_while_one_ahead_moves_and_no_longer() {
     let mut ahead = Vec::new();
     for at in 0..FILLS {
         let layer = layer(&at.to_string(), &context);
-        let turn = layer.turn().await.expect("a turn");
+        let turn = layer.turn(Pace::Now).await.expect("a turn");
         ahead.push((layer, turn));
     }
     let last = layer("last", &context);
     let mut told = last.progress();
     let waiting = tokio::spawn({
         let last = last.clone();
-        async move { last.turn().await.map(|_| ()) }
+        async move { last.turn(Pace::Now).await.map(|_| ()) }
     });
     // What the others told when they began is over.
     tokio::time::sleep(TOLD).await;
