@@ -1,12 +1,13 @@
 //! Blobs by digest: manifests, configs, indexes that a kit names. Hashed again at each look, as the name is what they are.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
+use super::files::{make_dir, open_existing, rename_over};
 use super::map::{self, MAPPED, contents};
-use super::{Cache, CacheError, StagedFile, Staging, io_error, make_dir, open_existing};
+use super::{Cache, CacheError, StagedFile, Staging, io_error};
 use crate::digest::{Digest, Mismatch, Unverified, Verified};
 
 /// So often another process may sweep a new staging directory before it is locked.
@@ -21,47 +22,36 @@ pub struct NewBlob {
 }
 
 impl Cache {
-    /// A blob, if it is here and hashes right. A damaged one is removed. A long one is mapped and not read: for what is
-    /// parsed, not for what is served.
+    /// A blob, if it is here or in a lower cache and hashes right. A damaged one is set aside. A long one is mapped and not
+    /// read: for what is parsed, not for what is served.
     pub fn blob(&self, digest: &Digest) -> Result<Option<Verified>, CacheError> {
         let path = self.spread("blobs/sha256", &digest.hex());
-        let Some(bytes) = contents(&path)? else { return Ok(None) };
-        match Unverified::new(bytes).verify(digest) {
-            Ok(verified) => Ok(Some(verified)),
-            Err(mismatch) => {
-                tracing::warn!(path = %path.display(), %mismatch, "cache: damaged blob removed");
-                fs::remove_file(&path).map_err(io_error("remove", &path))?;
-                Ok(None)
+        if let Some(bytes) = contents(&path)? {
+            match Unverified::new(bytes).verify(digest) {
+                Ok(verified) => return Ok(Some(verified)),
+                Err(mismatch) => self.quarantine(&path, &mismatch)?,
             }
         }
+        Ok(self.lower.iter().find_map(|lower| lower.blob(digest)))
     }
 
     /// A part of a blob without a look at the rest, for who can prove it alone. `None` where the blob is not here or ends
     /// before it.
     pub fn part_of_blob(&self, digest: &Digest, range: Range<u64>) -> Result<Option<Unverified>, CacheError> {
         let path = self.spread("blobs/sha256", &digest.hex());
-        let Some(file) = open_existing(&path).map_err(io_error("open", &path))? else { return Ok(None) };
-        let len = file.metadata().map_err(io_error("stat", &path))?.len();
-        if range.start > range.end || range.end > len {
-            return Ok(None);
+        if let Some(file) = open_existing(&path).map_err(io_error("open", &path))? {
+            return part_of(&file, range, true).map_err(io_error("read", &path));
         }
-        if range.end - range.start >= MAPPED {
-            let all = map::all(&file).map_err(io_error("read", &path))?;
-            // It was as long a moment ago, and files of the cache are not written in place.
-            return Ok(Some(Unverified::new(all.slice(range.start as usize..range.end as usize))));
-        }
-        let mut part = vec![0; (range.end - range.start) as usize];
-        match file.read_exact_at(&mut part, range.start) {
-            Ok(()) => Ok(Some(Unverified::new(part))),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            Err(error) => Err(io_error("read", &path)(error)),
-        }
+        // What others can write is not mapped.
+        let parts = self.lower.iter().filter_map(|lower| lower.blob_file(digest));
+        Ok(parts.filter_map(|file| part_of(&file, range.clone(), false).ok().flatten()).next())
     }
 
     /// Keeps a small blob.
     pub fn keep_blob(&self, digest: &Digest, bytes: &Verified) -> Result<(), CacheError> {
         let path = self.spread("blobs/sha256", &digest.hex());
-        if path.exists() { Ok(()) } else { self.write_file(&path, &[bytes.bytes()]) }
+        let is_here = fs::symlink_metadata(&path).is_ok_and(|found| found.is_file());
+        if is_here { Ok(()) } else { self.write_file(&path, &[bytes.bytes()]) }
     }
 
     /// A place for a blob that comes in pieces.
@@ -95,10 +85,27 @@ impl NewBlob {
         };
         let path = cache.spread("blobs/sha256", &digest.hex());
         let named = path.parent().map_or(Ok(()), make_dir).and_then(|()| self.file.sync());
-        let named = named.and_then(|()| fs::rename(staged, &path).map_err(io_error("rename", staged)));
+        let named = named.and_then(|()| rename_over(staged, &path).map_err(io_error("rename", staged)));
         named.map_err(|error| cache.room.noted(error))?;
         // Removes the directory.
         drop(self.staging);
         Ok(Ok(verified))
+    }
+}
+
+/// A part of a file; `None` where it ends before.
+fn part_of(file: &File, range: Range<u64>, may_map: bool) -> io::Result<Option<Unverified>> {
+    if range.start > range.end || range.end > file.metadata()?.len() {
+        return Ok(None);
+    }
+    if may_map && range.end - range.start >= MAPPED {
+        // It was as long a moment ago, and files of the cache are not written in place.
+        return Ok(Some(Unverified::new(map::all(file)?.slice(range.start as usize..range.end as usize))));
+    }
+    let mut part = vec![0; (range.end - range.start) as usize];
+    match file.read_exact_at(&mut part, range.start) {
+        Ok(()) => Ok(Some(Unverified::new(part))),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -14,9 +14,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
+use super::files::open_existing;
 use super::staging::remove_abandoned;
 use super::usage::{Area, Item, Usage};
-use super::{Cache, CacheError, io_error, open_existing};
+use super::{Cache, CacheError, io_error};
 use crate::digest::Digest;
 use crate::object::ObjectDigest;
 

@@ -160,7 +160,7 @@ fn an_object_or_a_partial_file_is_used_when_it_is_opened_and_when_it_is_closed()
     put(&path, 100 * KIB, 90);
     let partial = cache.partial(list);
     let age = || fs::metadata(&path).and_then(|found| found.modified()).expect("stat").elapsed().expect("in the past");
-    assert!(partial.look(0).expect("looks").is_some());
+    assert!(partial.look(&cache, 0).expect("looks").is_some());
     assert!(age() < Duration::from_secs(60));
     set_used(&path, 90);
     drop(partial);

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -167,6 +168,16 @@ impl Cache {
     }
 }
 
+/// The name that a file which holds this record of a kit should have.
+pub(super) fn name_of_kit(bytes: &[u8]) -> Option<Digest> {
+    serde_json::from_slice::<KitRecord>(bytes).ok().map(|record| record.digest)
+}
+
+/// The name that a file which says this of a directory should have.
+pub(super) fn name_of_served(bytes: &[u8]) -> Option<Digest> {
+    serde_json::from_slice::<Served>(bytes).ok().map(|served| Digest::of(served.dir.as_bytes()))
+}
+
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, CacheError> {
     let Some(bytes) = contents(path)? else { return Ok(None) };
     Ok(serde_json::from_slice(&bytes).ok())
@@ -174,6 +185,7 @@ fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, CacheErr
 
 /// Notes that a file is used now.
 fn touch(path: &Path) -> Result<(), CacheError> {
-    let file = File::options().append(true).open(path).map_err(io_error("open", path))?;
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    let file = File::options().append(true).custom_flags(flags).open(path).map_err(io_error("open", path))?;
     file.set_modified(SystemTime::now()).map_err(io_error("touch", path))
 }

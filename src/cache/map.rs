@@ -12,7 +12,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::{CacheError, io_error, open_existing};
+use super::files::open_existing;
+use super::{CacheError, io_error};
 
 /// Files from this length on are mapped. Below it a read costs less than a map with its page faults, and a kit of many
 /// small layers does not use up the maps that the kernel allows a process (65,530).

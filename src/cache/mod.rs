@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/                      0700, owned by us
-//!   format                     the layout's version
+//!   format                     the layout's version, with a check of its own
 //!   blobs/sha256/<ab>/<hex>    manifests, configs, named indexes and their heads: hashed again at each read
 //!   indexes/<ab>/<key>         derived indexes, each behind a digest of its own
 //!   objects/<ab>/<hex>         complete, verified files, 0444
@@ -12,6 +12,7 @@
 //!   kits/<ab>/<hex>            which files of the cache belong to a kit, and whether it is kept
 //!   served/<ab>/<key>          which kit a directory serves, and which one it served before
 //!   evict.lock                 held by the process that evicts
+//!   quarantine/<area>-<name>.N damaged files, set aside; absent to all but `cache gc`
 //! ```
 //!
 //! Invariants:
@@ -19,17 +20,25 @@
 //! - Every file but a partial one gets its name when it is whole, by a rename or a link, so a reader sees all of it or
 //!   none; of a partial one nothing counts before it was hashed.
 //! - Whatever is missing, short or wrong counts as absent; the worst that a crash costs is a fetch.
+//! - A temporary file is locked while it is written, so one that is not is a killed process's ([`leftovers`]).
+//! - Lower caches ([`lower`]) are never written to.
 //!
-//! Locks: `flock` on `incoming/<key>/lock` (exclusive, while something is staged there) and on an open object or partial
-//! file (shared). None is waited for and none is taken while another is held, but for the exclusive ones of what is evicted
-//! under `evict.lock`, and that one under the mutex of [`limit`].
+//! Locks: `flock` on `incoming/<key>/lock` (exclusive, while something is staged there), on a temporary file (exclusive,
+//! while it is written) and on an open object or partial file (shared). None is waited for and none is taken while another
+//! is held, but for the exclusive ones of what is evicted under `evict.lock`, and that one under the mutex of [`limit`].
 //!
 //! All calls block on the disk: call them from a blocking thread.
 
 mod blobs;
+mod check;
+mod damage;
 mod evict;
+mod files;
+mod format;
 mod kits;
+mod leftovers;
 mod limit;
+mod lower;
 mod map;
 mod objects;
 mod partial;
@@ -38,16 +47,18 @@ pub mod staging;
 mod usage;
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 pub use blobs::NewBlob;
+pub use check::{Damage, Health, Item, Repair};
 pub use evict::{Evicted, Policy, Protected, Removed, Small};
 pub use kits::{KitRecord, LayerRecord};
+pub use leftovers::Leftover;
 pub use limit::{Limit, Marks};
 pub use objects::{CachedRange, Object, Standing};
 pub use partial::Partial;
@@ -57,10 +68,7 @@ pub use usage::{Amount, Area, Usage};
 
 use crate::object::ObjectDigest;
 use limit::Room;
-use map::MAPPED;
-
-/// The content of `format` in a cache of this layout.
-const FORMAT: &str = "kitfs-cache 1\n";
+use lower::Lower;
 
 /// A cache directory.
 #[derive(Debug)]
@@ -68,6 +76,8 @@ pub struct Cache {
     root: PathBuf,
     settings: Settings,
     room: Arc<Room>,
+    /// Where is looked after this one.
+    lower: Vec<Lower>,
     /// Objects that this process has verified and that still lie in staging.
     staged: Mutex<HashMap<ObjectDigest, PathBuf>>,
     /// Makes temporary names unique within the process.
@@ -109,16 +119,46 @@ pub enum CacheError {
         /// What is full.
         why: String,
     },
-    /// The directory holds something else, or a cache of another version.
+    /// The directory holds something else, which is left alone.
     #[error(
-        "{path} is not a cache of this version of kitfs: its `format` reads {found:?}, expected {FORMAT:?}; \
-         choose another directory with --cache-dir or KITFS_CACHE_DIR"
+        "{path} is not empty and not a cache of kitfs; choose another directory with --cache-dir or KITFS_CACHE_DIR"
     )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A cache of another version, which is left alone.
+    #[error(
+        "{path} is a cache of version {version}, and this kitfs knows version 1; \
+         use the kitfs that made it, or choose another directory with --cache-dir or KITFS_CACHE_DIR"
+    )]
+    Version {
+        /// The cache directory.
+        path: PathBuf,
+        /// The version that made it.
+        version: u32,
+    },
+    /// A cache that does not say of which version it is.
+    #[error("the cache {path} is damaged: its `format` {found}; `kitfs cache verify --repair` writes it anew")]
     Format {
         /// The cache directory.
         path: PathBuf,
-        /// What `format` holds.
+        /// What became of `format`.
         found: String,
+    },
+    /// Something lies in the place of a directory that leads elsewhere.
+    #[error("{path} in the cache is a symbolic link, which kitfs neither makes nor follows; remove it")]
+    Planted {
+        /// The link.
+        path: PathBuf,
+    },
+    /// A lower cache is not there, or none.
+    #[error("the lower cache {path} {why}; correct --cache-lower or KITFS_CACHE_LOWER, or leave it out")]
+    Lower {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// The directory belongs to another user, whose word we would have to take for its contents.
     #[error(
@@ -177,22 +217,36 @@ impl Cache {
 
     /// Opens a cache, making it where there is none, and clears staging that no process holds.
     pub fn open_with(root: &Path, settings: Settings) -> Result<Self, CacheError> {
-        make_dir(root)?;
+        Self::open_as(root, settings, false)
+    }
+
+    /// Opens a cache whose `format` may be damaged, to check and repair it: not one of another version.
+    pub fn open_to_check(root: &Path, settings: Settings) -> Result<Self, CacheError> {
+        Self::open_as(root, settings, true)
+    }
+
+    fn open_as(root: &Path, settings: Settings, also_damaged: bool) -> Result<Self, CacheError> {
+        // Its own path may lead through links.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(io_error("create", root))?;
         let owner = fs::metadata(root).map_err(io_error("stat", root))?.uid();
         let user = rustix::process::geteuid().as_raw();
         if owner != user {
             return Err(CacheError::Owner { path: root.to_owned(), owner, user });
         }
+        let lower = Lower::open_all(root, &settings.lower)?;
         let (staged, counter) = (Mutex::new(HashMap::new()), AtomicU64::new(0));
-        let cache = Self { root: root.to_owned(), settings, room: Arc::new(Room::new(root)), staged, counter };
-        cache.check_format()?;
-        for dir in ["blobs/sha256", "indexes", "objects", "partial", "incoming", "tags", "kits", "served"] {
-            make_dir(&root.join(dir))?;
-        }
+        let cache = Self { root: root.to_owned(), settings, room: Arc::new(Room::new(root)), lower, staged, counter };
+        cache.check_format(also_damaged)?;
+        cache.close_to_others()?;
         // While there is room for it.
         cache.open_eviction_lock()?;
         cache.sweep_incoming();
         Ok(cache)
+    }
+
+    /// Whether what is in the cache is hashed again whenever it is opened.
+    pub fn rechecks(&self) -> bool {
+        self.settings.recheck
     }
 
     /// The directory.
@@ -200,99 +254,17 @@ impl Cache {
         &self.root
     }
 
-    fn check_format(&self) -> Result<(), CacheError> {
-        let path = self.root.join("format");
-        match fs::read_to_string(&path) {
-            Ok(found) if found == FORMAT => Ok(()),
-            Ok(found) => Err(CacheError::Format { path: self.root.clone(), found }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut entries = fs::read_dir(&self.root).map_err(io_error("read", &self.root))?;
-                if entries.any(|entry| entry.is_ok_and(|e| !e.file_name().as_encoded_bytes().starts_with(b"format."))) {
-                    let found = "(no such file, and the directory is not empty)".to_owned();
-                    return Err(CacheError::Format { path: self.root.clone(), found });
-                }
-                self.write_file(&path, &[FORMAT.as_bytes()])
-            }
-            Err(error) => Err(io_error("read", &path)(error)),
-        }
-    }
-
-    /// `<area>/<ab>/<name>`: spread over 256 directories by the first two characters.
     fn spread(&self, area: &str, name: &str) -> PathBuf {
-        let mut path = self.root.join(area);
-        path.push(name.get(..2).unwrap_or("__"));
-        path.push(name);
-        path
-    }
-
-    /// Writes a file as a whole, from its parts: to a temporary name, synced, then renamed.
-    fn write_file(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
-        let len = parts.iter().map(|part| part.len() as u64).sum();
-        // What is small is what a kit can't be opened without, and goes last: there is room for it as long as the disk has.
-        let _growth = if len < MAPPED { self.room.count(len) } else { self.grow(path, len)? };
-        self.try_write_file(path, parts).map_err(|error| self.room.noted(error))
-    }
-
-    fn try_write_file(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
-        if let Some(parent) = path.parent() {
-            make_dir(parent)?;
-        }
-        let serial = self.counter.fetch_add(1, Ordering::Relaxed);
-        let temporary = path.with_extension(format!("{}.{serial}.tmp", std::process::id()));
-        let written = new_file(&temporary, 0o600)
-            .and_then(|mut file| parts.iter().try_for_each(|part| file.write_all(part)).and_then(|()| file.sync_data()))
-            .and_then(|()| rename_over(&temporary, path));
-        written.map_err(|cause| {
-            // The error that counts is the first one.
-            let _ = fs::remove_file(&temporary);
-            io_error("write", path)(cause)
-        })
+        spread(&self.root, area, name)
     }
 }
 
-/// Gives a file its name, also where an empty directory lies in its way.
-fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-            fs::remove_dir(to).and_then(|()| fs::rename(from, to))
-        }
-        outcome => outcome,
-    }
-}
-
-/// Makes a directory and its parents with mode 0700; an existing one is fine.
-fn make_dir(path: &Path) -> Result<(), CacheError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("create", path))
-}
-
-/// A new file that must not exist yet, so that no planted link is followed.
-fn new_file(path: &Path, mode: u32) -> io::Result<File> {
-    fs::OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)
-}
-
-/// Opens a regular file for reading, following no link; `None` where there is none, or something else lies there, which
-/// can only have been planted.
-fn open_existing(path: &Path) -> io::Result<Option<File>> {
-    // A pipe would make the open wait for its other end.
-    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed();
-    let file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound || is_link(&error) || is_socket(&error) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    Ok(file.metadata()?.is_file().then_some(file))
-}
-
-/// Whether a path was not opened because it is a socket.
-fn is_socket(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error())
-}
-
-/// Whether a path was not opened because it is a symbolic link.
-fn is_link(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+/// `<area>/<ab>/<name>`: spread over 256 directories by the first two characters.
+fn spread(root: &Path, area: &str, name: &str) -> PathBuf {
+    let mut path = root.join(area);
+    path.push(name.get(..2).unwrap_or("__"));
+    path.push(name);
+    path
 }
 
 #[cfg(test)]

@@ -10,13 +10,16 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock};
 
-use super::{Cache, CacheError, io_error, open_existing};
+use super::damage::name_of;
+use super::files::open_existing;
+use super::{Cache, CacheError, io_error};
 use crate::digest::Unverified;
 use crate::object::ObjectDigest;
 
-/// An open file whose whole content has been verified. It exists only for what lies under `objects/` or was sealed by
-/// this process, so holding one is the proof that its bytes may be served. Its shared lock keeps it from eviction. What
-/// was used last goes last: its modification time says when it was opened and when the last handle went.
+/// An open file whose whole content has been verified. It exists only for what lies under `objects/`, was sealed by this
+/// process, or was hashed by it in a lower cache, so holding one is the proof that its bytes may be served. Its shared
+/// lock keeps it from eviction. What was used last goes last: its modification time says when it was opened and when the
+/// last handle went.
 #[derive(Debug, Clone)]
 pub struct Object {
     opened: Arc<Opened>,
@@ -27,12 +30,20 @@ pub struct Object {
 struct Opened {
     file: Arc<File>,
     size: u64,
+    /// Whether it is in this cache: another one is not written to.
+    is_ours: bool,
 }
 
 impl Object {
+    /// An object of this cache, which is used from now on.
     fn new(file: File, size: u64) -> Self {
         touch(&file);
-        Self { opened: Arc::new(Opened { file: Arc::new(file), size }) }
+        Self { opened: Arc::new(Opened { file: Arc::new(file), size, is_ours: true }) }
+    }
+
+    /// An object of a lower cache, which is not written to.
+    pub(super) fn of_lower(file: File, size: u64) -> Self {
+        Self { opened: Arc::new(Opened { file: Arc::new(file), size, is_ours: false }) }
     }
 
     /// The file, to read from at any offset.
@@ -53,7 +64,9 @@ impl Object {
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        touch(&self.file);
+        if self.is_ours {
+            touch(&self.file);
+        }
     }
 }
 
@@ -125,8 +138,9 @@ pub enum Standing {
 }
 
 impl Cache {
-    /// Opens an object of `size` bytes; `None` where it is absent or being evicted, or has another size. Then it is damaged,
-    /// and the next commit replaces it; or it is whole and `size` is wrong, as whoever made an index may state any.
+    /// Opens an object of `size` bytes, of this cache or a lower one; `None` where it is absent or being evicted, or has
+    /// another size. Then it is damaged, and the next commit replaces it; or it is whole and `size` is wrong, as whoever
+    /// made an index may state any. With [`Settings::recheck`](super::Settings::recheck) it is hashed first, and set aside if it is damaged.
     pub fn object(&self, name: &ObjectDigest, size: u64) -> Result<Option<Object>, CacheError> {
         let committed = self.spread("objects", &name.hex());
         // Twice: the commit may move the file from staging to its name between the two looks.
@@ -138,6 +152,9 @@ impl Cache {
                     Ok(()) => {}
                     Err(rustix::io::Errno::WOULDBLOCK) => continue,
                     Err(error) => return Err(io_error("lock", path)(io::Error::from(error))),
+                }
+                if self.settings.recheck && !self.is_still_right(path, &file, name, *path == committed)? {
+                    continue;
                 }
                 let metadata = file.metadata().map_err(io_error("stat", path))?;
                 // It may have been evicted between open and lock; then the next who wants it would not find it.
@@ -154,7 +171,7 @@ impl Cache {
                 break;
             }
         }
-        Ok(None)
+        Ok(self.lower.iter().find_map(|lower| lower.object(name, size)))
     }
 
     /// How far an object of `size` bytes is on its way to the disk.
@@ -170,16 +187,34 @@ impl Cache {
         }
     }
 
-    /// Whether an object of `size` bytes is here, without opening it: what [`Cache::object`] would give, but for locks.
+    /// Hashes an object that is about to be opened. What still lies in staging is its fill's: it is left where it is.
+    fn is_still_right(
+        &self,
+        path: &Path,
+        file: &File,
+        name: &ObjectDigest,
+        is_committed: bool,
+    ) -> Result<bool, CacheError> {
+        if is_committed {
+            return self.recheck(path, file, name);
+        }
+        let found = file.metadata().and_then(|found| name_of(file, found.len(), &|_| ()));
+        Ok(found.is_ok_and(|found| found == *name))
+    }
+
+    /// Whether an object of `size` bytes is here or in a lower cache, without opening it: what [`Cache::object`] would
+    /// give, but for locks and damage that was not found yet.
     pub fn has_object(&self, name: &ObjectDigest, size: u64) -> bool {
         let staged = self.staged.lock().unwrap_or_else(|held| held.into_inner()).get(name).cloned();
-        staged.is_some_and(|path| is_file_of(&path, size)) || is_file_of(&self.spread("objects", &name.hex()), size)
+        staged.is_some_and(|path| is_file_of(&path, size))
+            || is_file_of(&self.spread("objects", &name.hex()), size)
+            || self.lower.iter().any(|lower| lower.has_object(name, size))
     }
 }
 
 /// Opens a file, and where no more can be opened just now, waits for others to be closed: files that have become objects
 /// are, as soon as the disk has them.
-fn open_patiently(path: &Path) -> io::Result<Option<File>> {
+pub(super) fn open_patiently(path: &Path) -> io::Result<Option<File>> {
     /// Two seconds in all.
     const TRIES: u32 = 100;
     const PAUSE: Duration = Duration::from_millis(20);

@@ -20,9 +20,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, flock};
 
+use super::files::{is_link, make_dir, open_existing, rename_over};
 use super::map::contents;
 use super::objects::{CachedRange, is_file_of, touch};
-use super::{Cache, CacheError, io_error, is_link, make_dir, open_existing, rename_over};
+use super::{Cache, CacheError, io_error};
 use crate::digest::Unverified;
 use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
 
@@ -87,19 +88,20 @@ impl Partial {
         Some(CachedRange::new(file.clone(), range.clone()))
     }
 
-    /// A chunk, if it is data in the file and hashes right: written by this process or another, now or before.
-    pub fn look(&self, chunk: u64) -> Result<Option<Found>, CacheError> {
-        let Some(file) = self.file(false)? else { return Ok(None) };
-        let Some(range) = self.list.range(chunk) else { return Ok(None) };
-        // Where a file system knows no holes, all is data, and the hash tells.
-        let hole = rustix::fs::seek(file, SeekFrom::Hole(range.start));
-        if hole.is_ok_and(|hole| hole < range.end) {
-            return Ok(None);
+    /// A chunk, if it is data in the file and hashes right: written by this process or another, now or before. Else from
+    /// a lower cache: it is written here then, as the file needs all of its chunks.
+    pub fn look(&self, cache: &Cache, chunk: u64) -> Result<Option<Found>, CacheError> {
+        if let Some(file) = self.file(false)?
+            && let Some(chunk) = chunk_in(file, &self.list, chunk).map_err(io_error("read", &self.path))?
+        {
+            let completes = self.note(chunk.number());
+            return Ok(Some(Found { chunk, completes }));
         }
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        file.read_exact_at(&mut bytes, range.start).map_err(io_error("read", &self.path))?;
-        let Some(Ok(chunk)) = self.list.verify(chunk, Unverified::new(bytes)) else { return Ok(None) };
-        let completes = self.note(chunk.number());
+        let Some(chunk) = cache.lower.iter().find_map(|lower| lower.chunk(&self.list, chunk)) else { return Ok(None) };
+        let completes = self.write(cache, &chunk).unwrap_or_else(|error| {
+            tracing::warn!(%error, "a chunk of a lower cache was not kept; it is read there again");
+            false
+        });
         Ok(Some(Found { chunk, completes }))
     }
 
@@ -226,6 +228,25 @@ fn locked(path: &Path, size: u64) -> Result<Option<File>, CacheError> {
     Ok(Some(file).filter(|_| free && found.is_file() && found.len() == size))
 }
 
+/// A chunk of a file that may have holes, if it is data and hashes right.
+pub(super) fn chunk_in(file: &File, list: &ChunkList<Bytes>, chunk: u64) -> io::Result<Option<VerifiedChunk>> {
+    let Some(range) = list.range(chunk) else { return Ok(None) };
+    if has_hole(file, &range) {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    match file.read_exact_at(&mut bytes, range.start) {
+        Ok(()) => Ok(list.verify(chunk, Unverified::new(bytes)).and_then(Result::ok)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether any of a range is a hole. Where a file system knows no holes, all is data, and the hash tells.
+pub(super) fn has_hole(file: &File, range: &Range<u64>) -> bool {
+    rustix::fs::seek(file, SeekFrom::Hole(range.start)).is_ok_and(|hole| hole < range.end)
+}
+
 impl Cache {
     /// The partial file of an object. Nothing is opened or made yet.
     pub fn partial(&self, list: ChunkList<Bytes>) -> Partial {
@@ -236,11 +257,12 @@ impl Cache {
         Partial { path, object, list, file: OnceLock::new(), opening: Mutex::new(()), chunks }
     }
 
-    /// The chunk digests that were kept beside a partial file.
+    /// The chunk digests that were kept beside a partial file, here or in a lower cache.
     pub fn chunk_list(&self, object: &ObjectDigest, size: u64) -> Result<Option<ChunkList<Bytes>>, CacheError> {
         let path = self.list_path(object);
-        let Some(bytes) = contents(&path)? else { return Ok(None) };
-        Ok(ChunkList::new(size, bytes).filter(|list| list.object() == *object))
+        let own = contents(&path)?.and_then(|bytes| ChunkList::new(size, bytes));
+        let own = own.filter(|list| list.object() == *object);
+        Ok(own.or_else(|| self.lower.iter().find_map(|lower| lower.chunk_list(object, size))))
     }
 
     /// Keeps the chunk digests of a file that is about to be filled.
@@ -248,7 +270,7 @@ impl Cache {
         self.write_file(&self.list_path(&list.object()), &[list.as_bytes()])
     }
 
-    fn list_path(&self, object: &ObjectDigest) -> PathBuf {
+    pub(super) fn list_path(&self, object: &ObjectDigest) -> PathBuf {
         self.spread("partial", &object.hex()).with_extension("list")
     }
 

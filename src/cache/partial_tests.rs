@@ -43,7 +43,7 @@ fn what_was_written_is_found_by_this_process_at_once_and_by_another_after_hashin
     let (_dir, cache) = cache();
     let content = content(2 * CHUNK + 5);
     let partial = cache.partial(list_of(&content));
-    assert!(partial.look(0).expect("looks").is_none(), "nothing is there, and a look makes nothing");
+    assert!(partial.look(&cache, 0).expect("looks").is_none(), "nothing is there, and a look makes nothing");
     assert!(!partial.path.exists());
     assert!(!partial.write(&cache, &chunk(&content, 1)).expect("writes"));
     let range = partial.range(&(CHUNK as u64 + 3..2 * CHUNK as u64)).expect("is verified");
@@ -52,8 +52,8 @@ fn what_was_written_is_found_by_this_process_at_once_and_by_another_after_hashin
 
     let other = cache.partial(list_of(&content));
     assert!(other.range(&(CHUNK as u64..CHUNK as u64 + 1)).is_none(), "it has not hashed it yet");
-    assert!(other.look(0).expect("looks").is_none(), "a hole");
-    let found = other.look(1).expect("looks").expect("is there");
+    assert!(other.look(&cache, 0).expect("looks").is_none(), "a hole");
+    let found = other.look(&cache, 1).expect("looks").expect("is there");
     assert_eq!(found.chunk.bytes().bytes()[..], content[CHUNK..2 * CHUNK]);
     assert!(!found.completes);
     assert!(other.range(&(CHUNK as u64..CHUNK as u64 + 1)).is_some());
@@ -86,7 +86,7 @@ fn two_who_fill_the_same_file_both_commit() {
     let list = list_of(&content);
     let (one, two) = (cache.partial(list.clone()), cache.partial(list.clone()));
     assert!(one.write(&cache, &chunk(&content, 0)).expect("writes"));
-    assert!(two.look(0).expect("looks").is_some_and(|found| found.completes));
+    assert!(two.look(&cache, 0).expect("looks").is_some_and(|found| found.completes));
     assert!(cache.commit(&[&one]).is_empty());
     assert!(cache.commit(&[&two]).is_empty());
     let path = cache.spread("objects", &list.object().hex());
@@ -208,7 +208,7 @@ proptest! {
                 Crash::Torn(at) | Crash::Flipped(at) => *at >= len,
                 Crash::Fine => true,
             };
-            let found = after.look(number).expect("looks");
+            let found = after.look(&cache, number).expect("looks");
             prop_assert_eq!(found.is_some(), is_whole, "{:?}", crash);
             prop_assert_eq!(after.range(&range).map(|range| read(&range)).is_some(), is_whole);
             if !is_whole {

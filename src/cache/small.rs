@@ -2,7 +2,6 @@
 //! `repository@digest type` to the referrer of that type that a rule of trust took. Such a note stands in for a registry
 //! that is away, never for one that answers.
 
-use std::fs;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,7 +12,7 @@ use super::{Cache, CacheError, io_error};
 use crate::digest::Digest;
 
 /// The length of the digest that a derived index stands behind.
-const DIGEST_LEN: usize = 32;
+pub(super) const DIGEST_LEN: usize = 32;
 
 /// What a name led to when it was last followed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -26,20 +25,37 @@ pub struct LastKnown {
     pub seen: u64,
 }
 
+impl LastKnown {
+    /// What a file says, if it is about this name.
+    pub(super) fn read(bytes: &[u8], reference: &str) -> Option<Self> {
+        serde_json::from_slice::<Self>(bytes).ok().filter(|known| known.reference == reference)
+    }
+
+    /// The name that a file which holds this should have.
+    pub(super) fn name_of(bytes: &[u8]) -> Option<Digest> {
+        let known = serde_json::from_slice::<Self>(bytes).ok()?;
+        Some(Digest::of(known.reference.as_bytes()))
+    }
+}
+
+/// The index in a file, if the digest before it holds.
+pub(super) fn index_body(mut file: Bytes) -> Option<Bytes> {
+    let body = (file.len() >= DIGEST_LEN).then(|| file.split_off(DIGEST_LEN))?;
+    (*Digest::of(&body).as_bytes() == *file).then_some(body)
+}
+
 impl Cache {
-    /// A derived index by its key, if it is here and undamaged; a long one is mapped and not read.
+    /// A derived index by its key, if it is here and undamaged, or in a lower cache that we may believe; a long one is mapped
+    /// and not read.
     pub fn index(&self, key: &Digest) -> Result<Option<Bytes>, CacheError> {
         let path = self.spread("indexes", &key.hex());
-        let Some(mut bytes) = contents(&path)? else { return Ok(None) };
-        if bytes.len() >= DIGEST_LEN {
-            let body = bytes.split_off(DIGEST_LEN);
-            if *Digest::of(&body).as_bytes() == *bytes {
+        if let Some(bytes) = contents(&path)? {
+            if let Some(body) = index_body(bytes) {
                 return Ok(Some(body));
             }
+            self.quarantine(&path, &"its digest does not hold")?;
         }
-        tracing::warn!(path = %path.display(), "cache: damaged index removed");
-        fs::remove_file(&path).map_err(io_error("remove", &path))?;
-        Ok(None)
+        Ok(self.lower.iter().find_map(|lower| lower.index(key)))
     }
 
     /// Keeps a derived index: the digest of the body, then the body.
@@ -47,12 +63,13 @@ impl Cache {
         self.write_file(&self.spread("indexes", &key.hex()), &[Digest::of(body).as_bytes(), body])
     }
 
-    /// What a name led to when it was last followed.
+    /// What a name led to when it was last followed, by us or a lower cache, whichever was later.
     pub fn known(&self, reference: &str) -> Result<Option<LastKnown>, CacheError> {
         let path = self.spread("tags", &Digest::of(reference.as_bytes()).hex());
-        let Some(bytes) = contents(&path)? else { return Ok(None) };
-        let known = serde_json::from_slice::<LastKnown>(&bytes).ok();
-        Ok(known.filter(|known| known.reference == reference))
+        let own = contents(&path)?.and_then(|bytes| LastKnown::read(&bytes, reference));
+        let lower = self.lower.iter().filter_map(|lower| lower.known(reference));
+        // Of the same age, the first.
+        Ok(own.into_iter().chain(lower).reduce(|first, next| if next.seen > first.seen { next } else { first }))
     }
 
     /// Remembers what a name leads to now.

@@ -8,20 +8,21 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, RenameFlags, flock};
+use rustix::fs::{FlockOperation, OFlags, RenameFlags, flock};
 
+use super::files::{make_dir, new_file, rename_over};
 use super::limit::Room;
 use super::objects::is_file_of;
-use super::{Cache, CacheError, Removed, io_error, make_dir, new_file};
+use super::{Cache, CacheError, Removed, io_error};
 use crate::digest::{Digest, Proof};
 use crate::object::ObjectDigest;
 
 /// The file in a staging directory that carries the lock.
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 
 /// Marks a directory whose files are objects already and wait for the disk.
 const SEALED: &str = "sealed";
@@ -130,8 +131,10 @@ impl Cache {
     pub(super) fn sweep_incoming(&self) {
         let Ok(entries) = fs::read_dir(self.root.join("incoming")) else { return };
         for entry in entries.flatten() {
-            // What can't be removed now is found again by the next sweep.
-            let _ = remove_abandoned(&entry.path(), false);
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                // What can't be removed now is found again by the next sweep.
+                let _ = remove_abandoned(&entry.path(), false);
+            }
         }
     }
 }
@@ -147,7 +150,7 @@ pub(super) fn remove_abandoned(dir: &Path, dry_run: bool) -> Result<Removed, Cac
 
 /// Removes a staging directory whose lock is held. The lock's file goes last: with it the directory is the next one's,
 /// whose files must not go too. What can't be removed now is found again by the next sweep.
-fn remove(dir: &Path) {
+pub(super) fn remove(dir: &Path) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten().filter(|entry| entry.file_name() != LOCK) {
         let _ = fs::remove_file(entry.path());
@@ -158,10 +161,11 @@ fn remove(dir: &Path) {
 
 /// Takes the lock of a staging directory without waiting. The directory may have been removed, and made anew, by its
 /// last holder between open and lock: then the lock is on a file without a name and does not count.
-fn lock_dir(dir: &Path) -> Result<Option<File>, CacheError> {
+pub(super) fn lock_dir(dir: &Path) -> Result<Option<File>, CacheError> {
     let path = dir.join(LOCK);
-    let open = || fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = match open() {
+    let mut options = fs::OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+    let file = match options.open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error("open", &path)(error)),
@@ -171,7 +175,6 @@ fn lock_dir(dir: &Path) -> Result<Option<File>, CacheError> {
         Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
         Err(error) => return Err(io_error("lock", &path)(io::Error::from(error))),
     }
-    use std::os::unix::fs::MetadataExt as _;
     let held = file.metadata().map_err(io_error("stat", &path))?;
     let named = fs::symlink_metadata(&path).is_ok_and(|named| named.ino() == held.ino() && named.dev() == held.dev());
     Ok(named.then_some(file))
@@ -196,7 +199,7 @@ impl Staging {
     /// had its digest; `files` names each by its content.
     pub fn seal(self, cache: &Cache, _proof: &Proof, files: Vec<(StagedNumber, ObjectDigest)>) -> Sealed {
         // Without the mark, others only wait less long for this fill.
-        let _ = File::create(self.dir.join(SEALED));
+        let _ = new_file(&self.dir.join(SEALED), 0o600);
         let objects: Vec<_> = files.into_iter().map(|(file, name)| (self.path(file.0), name)).collect();
         let mut staged = cache.staged.lock().unwrap_or_else(|held| held.into_inner());
         staged.extend(objects.iter().map(|(path, name)| (*name, path.clone())));
@@ -232,9 +235,9 @@ impl Sealed {
                 Ok(()) => {}
                 Err(rustix::io::Errno::EXIST) => {
                     // From another layer or process, and then the staged copy goes with its directory; or damaged.
-                    let size = fs::metadata(path).map_err(io_error("stat", path))?.len();
+                    let size = fs::symlink_metadata(path).map_err(io_error("stat", path))?.len();
                     if !is_file_of(&target, size) {
-                        fs::rename(path, &target).map_err(io_error("rename", path))?;
+                        rename_over(path, &target).map_err(io_error("rename", path))?;
                     }
                 }
                 Err(error) => return Err(io_error("rename", path)(error.into())),

@@ -76,6 +76,7 @@ struct Written {
 impl Index {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let name = self.target()?;
+        kits::say_whose(&self.fetch, &self.connection)?;
         let context = self.fetch.context(&self.connection, Verify::Strict)?;
         let access = self.connection.access(&self.fetch)?;
         // The indexes that the kit names already are not looked at: they are made anew.

@@ -48,6 +48,7 @@ impl KitArgs {
 
     /// Opens a kit for a look inside, and says what there is to note.
     pub(super) async fn open(&self, reference: &Reference, verify: Verify) -> Result<(Context, Kit), Failure> {
+        say_whose(&self.fetch, &self.connection)?;
         let (mut context, resolved) = self.resolve(reference, verify).await?;
         output::say_all("note", &resolved.notes);
         output::say_all("warning", &resolved.plan.warnings);
@@ -61,6 +62,26 @@ impl KitArgs {
 pub(super) async fn resolve(context: &Context, access: &Access, request: &Request) -> Result<Resolved, Failure> {
     let resolved = crate::fetch::resolve(context, access, request).await;
     resolved.map_err(|error| not_resolved(&request.reference, access, &error))
+}
+
+/// Under sudo it is root's home that counts, which surprises: says whose cache and credentials these are. For each
+/// command that uses them, once, and not for the daemon that a command starts.
+pub(super) fn say_whose(fetch: &FetchArgs, connection: &ConnectionArgs) -> Result<(), Failure> {
+    let user = std::env::var("SUDO_USER").ok().filter(|user| user != "root");
+    if let (Some(user), true) = (user, rustix::process::geteuid().is_root()) {
+        let (cache, home) = (fetch.cache_dir()?, connection.access(fetch)?.kit_home);
+        output::say(
+            "note",
+            format!(
+                "under sudo, as root, not {user}: the cache is {}, credentials and kit's storage are in {}, \
+                 Docker's below {}; choose others with --cache-dir and --kit-home",
+                cache.display(),
+                home.display(),
+                std::env::home_dir().unwrap_or_default().display()
+            ),
+        );
+    }
+    Ok(())
 }
 
 /// Says that no digest stands behind what follows.

@@ -14,11 +14,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use super::config::absolute;
-use super::kits::KitArgs;
+use super::kits::{self, KitArgs};
 use super::options::{JsonArgs, MountVerifyArgs, ProgressArgs};
 use super::progress::{Steps, Waiting};
 use super::served::{self, Served};
-use super::{Failure, dry_run, output, status};
+use super::{Failure, dry_run, status};
 use crate::fetch::Kit;
 use crate::fs::prefetch::{Prefetch, Report, State};
 use crate::fs::{Fs, Ownership, Selection};
@@ -124,7 +124,7 @@ impl Mount {
         if let Some(reporter) = Reporter::attach()? {
             return self.serve_as_daemon(&reference, selection, reporter).await;
         }
-        say_whose_home();
+        kits::say_whose(&self.kit.fetch, &self.kit.connection)?;
         if self.dry_run {
             let (context, resolved) = self.kit.resolve(&reference, self.verify.verify()).await?;
             let ownership = self.access.ownership();
@@ -335,22 +335,6 @@ fn default_dir(reference: &Reference) -> Result<PathBuf, Failure> {
     };
     let unnamed = || Failure::usage(format!("{reference} has no last part to name a directory by; give DIR"));
     Ok(Path::new(".").join(name.ok_or_else(unnamed)?))
-}
-
-/// Under sudo it is root's home that counts, which surprises.
-fn say_whose_home() {
-    let user = std::env::var("SUDO_USER").ok().filter(|user| user != "root");
-    if let (Some(user), true) = (user, rustix::process::geteuid().is_root()) {
-        let home = std::env::home_dir().unwrap_or_default();
-        output::say(
-            "note",
-            format!(
-                "under sudo the cache, credentials and kit's storage are those below {}, not {user}'s; \
-                 choose others with --cache-dir and --kit-home",
-                home.display()
-            ),
-        );
-    }
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {

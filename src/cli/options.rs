@@ -293,7 +293,8 @@ impl FetchArgs {
         Ok(Cache::open_with(&self.cache_dir()?, settings)?)
     }
 
-    fn cache_dir(&self) -> Result<PathBuf, Failure> {
+    /// Where the cache is.
+    pub(super) fn cache_dir(&self) -> Result<PathBuf, Failure> {
         if let Some(dir) = &self.cache_dir {
             return absolute(dir);
         }

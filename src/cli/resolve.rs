@@ -35,6 +35,7 @@ pub(super) struct Resolve {
 
 impl Resolve {
     pub(super) async fn run(self) -> Result<(), Failure> {
+        kits::say_whose(&self.fetch, &self.connection)?;
         let context = self.fetch.context(&self.connection, Verify::Strict)?;
         let access = self.connection.access(&self.fetch)?;
         let resolved = crate::fetch::resolve::resolve_digest(&context, &access, &self.reference).await;

@@ -214,7 +214,7 @@ impl Claim {
             self.tell(Ok(chunk.bytes().clone()));
             return Ok(self.write(chunk));
         }
-        match self.file.partial.look(self.chunk) {
+        match self.file.partial.look(&self.file.cache, self.chunk) {
             Ok(Some(found)) => {
                 self.tell(Ok(found.chunk.bytes().clone()));
                 Ok(found.completes)

@@ -285,19 +285,24 @@ impl Fs {
         if meta.kind == NodeKind::Directory {
             return Err(FsError::IsDirectory);
         }
+        let recheck = self.context.cache.rechecks();
         let streaming = match origin {
             Origin::Layer { layer: at, entry } => {
                 let layer = &self.kit.layers[at as usize];
                 // What the kernel has cached of it is not asked for.
                 layer.check_poison()?;
-                if !self.at_hand.opened((at, entry)) {
+                let is_at_hand = self.at_hand.opened((at, entry));
+                if recheck {
+                    // Whoever reads it next opens it anew, and that hashes it.
+                    self.at_hand.forget((at, entry));
+                } else if !is_at_hand {
                     layer.prepare(entry as usize);
                 }
                 self.context.verify == Verify::Stream && layer.tier() == Tier::Provisional
             }
             Origin::Skeleton | Origin::Kitfile => false,
         };
-        Ok(Opened { handle: 0, keep_cache: !streaming, direct_io: streaming })
+        Ok(Opened { handle: 0, keep_cache: !streaming && !recheck, direct_io: streaming })
     }
 
     /// Ends what [`Fs::open`] began.

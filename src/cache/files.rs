@@ -1,0 +1,195 @@
+//! Files and directories of the cache, made and opened so that no planted link is followed.
+//!
+//! What could be planted was planted before the root was closed to others, which opening the cache sees to. Opening
+//! refuses links among the areas and their directories ([`Cache::close_to_others`]); after that a link in the place of a
+//! directory is an error to who writes and an absence to who reads, and one in the place of a file is never followed.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+
+use super::map::MAPPED;
+use super::{Cache, CacheError, io_error};
+
+/// The directories of a cache, parents first.
+pub(super) const AREAS: [&str; 10] =
+    ["blobs", "blobs/sha256", "indexes", "objects", "partial", "incoming", "tags", "kits", "served", "quarantine"];
+
+/// So many names are tried for a temporary file: each that is taken was left by a killed process of our number.
+const NAMES: usize = 64;
+
+impl Cache {
+    /// Makes the areas, and takes from all others what rights they have. An area that is a link, or holds one in the place
+    /// of a directory, is refused.
+    pub(super) fn close_to_others(&self) -> Result<(), CacheError> {
+        close(&self.root)?;
+        for area in AREAS {
+            let path = self.root.join(area);
+            make_dir(&path)?;
+            close(&path)?;
+            for entry in fs::read_dir(&path).map_err(io_error("read", &path))? {
+                let entry = entry.map_err(io_error("read", &path))?;
+                if entry.file_type().is_ok_and(|kind| kind.is_symlink()) && area != "quarantine" {
+                    return Err(CacheError::Planted { path: entry.path() });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a file as a whole, from its parts: to a temporary name, synced, then renamed.
+    pub(super) fn write_file(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
+        let len = parts.iter().map(|part| part.len() as u64).sum();
+        // What is small is what a kit can't be opened without, and goes last: there is room for it as long as the disk has.
+        let _growth = if len < MAPPED { self.room.count(len) } else { self.grow(path, len)? };
+        self.try_write_file(path, parts).map_err(|error| self.room.noted(error))
+    }
+
+    fn try_write_file(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
+        if let Some(parent) = path.parent().filter(|parent| *parent != self.root) {
+            make_dir(parent)?;
+        }
+        let (temporary, mut file) = self.new_temporary(path)?;
+        let written = parts.iter().try_for_each(|part| file.write_all(part)).and_then(|()| file.sync_data());
+        written.and_then(|()| rename_over(&temporary, path)).map_err(|cause| {
+            // The error that counts is the first one.
+            let _ = fs::remove_file(&temporary);
+            io_error("write", path)(cause)
+        })
+    }
+
+    /// A temporary file beside `path`, locked for as long as it is open: one that is not is a killed process's.
+    fn new_temporary(&self, path: &Path) -> Result<(PathBuf, File), CacheError> {
+        for _ in 0..NAMES {
+            let serial = self.counter.fetch_add(1, Ordering::Relaxed);
+            let temporary = path.with_extension(format!("{}.{serial}.tmp", std::process::id()));
+            let file = match new_file(&temporary, 0o600) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(io_error("write", path)(error)),
+            };
+            // Who clears up may have come between: then it is busy, or has no name any more. Where a file system has no
+            // locks, nobody clears up.
+            let is_taken = flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK);
+            if !is_taken && file.metadata().map_err(io_error("stat", &temporary))?.nlink() > 0 {
+                return Ok((temporary, file));
+            }
+        }
+        let busy =
+            io::Error::new(io::ErrorKind::ResourceBusy, "all its temporary names are taken; run `kitfs cache gc`");
+        Err(io_error("write", path)(busy))
+    }
+}
+
+/// Takes the rights of group and others from a directory that is ours.
+fn close(path: &Path) -> Result<(), CacheError> {
+    let found = fs::metadata(path).map_err(io_error("stat", path))?;
+    let user = rustix::process::geteuid().as_raw();
+    if found.uid() != user {
+        return Err(CacheError::Owner { path: path.to_owned(), owner: found.uid(), user });
+    }
+    let mode = found.mode() & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    match fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o700)) {
+        Ok(()) => {
+            tracing::warn!(path = %path.display(), "cache: open to others with mode {mode:04o}; now closed");
+            Ok(())
+        }
+        // Nothing can be planted there either.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+        Err(error) => Err(io_error("protect", path)(error)),
+    }
+}
+
+/// Gives a file its name, also where an empty directory lies in its way.
+pub(super) fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            fs::remove_dir(to).and_then(|()| fs::rename(from, to))
+        }
+        outcome => outcome,
+    }
+}
+
+/// Makes a directory with mode 0700, and its parents where they are missing; an existing one is fine, a link is not.
+pub(super) fn make_dir(path: &Path) -> Result<(), CacheError> {
+    let make = || fs::DirBuilder::new().mode(0o700).create(path);
+    let made = match (make(), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            make_dir(parent)?;
+            make()
+        }
+        (made, _) => made,
+    };
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let found = fs::symlink_metadata(path).map_err(io_error("stat", path))?;
+            match found.file_type() {
+                kind if kind.is_dir() => Ok(()),
+                kind if kind.is_symlink() => Err(CacheError::Planted { path: path.to_owned() }),
+                _ => Err(io_error("create", path)(error)),
+            }
+        }
+        made => made.map_err(io_error("create", path)),
+    }
+}
+
+/// A new file that must not exist yet, so that no planted link is followed.
+pub(super) fn new_file(path: &Path, mode: u32) -> io::Result<File> {
+    fs::OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)
+}
+
+/// Opens a regular file for reading, following no link, nor one in the place of its directory; `None` where there is
+/// none, or something else lies there, which can only have been planted.
+pub(super) fn open_existing(path: &Path) -> io::Result<Option<File>> {
+    let is_in_a_link = path.parent().is_some_and(is_symlink);
+    if is_in_a_link { Ok(None) } else { open_file(path) }
+}
+
+/// The same for a file whose directory may be reached by a link: that of the root.
+pub(super) fn open_file(path: &Path) -> io::Result<Option<File>> {
+    // A pipe would make the open wait for its other end.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound || is_link(&error) || is_socket(&error) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(file.metadata()?.is_file().then_some(file))
+}
+
+/// Whether a path is a symbolic link.
+pub(super) fn is_symlink(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink())
+}
+
+/// Whether a path was not opened because it is a socket.
+fn is_socket(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error())
+}
+
+/// Whether a path was not opened because it is a symbolic link.
+pub(super) fn is_link(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
+/// Which file it is, whatever its name.
+pub(super) type Identity = (u64, u64);
+
+/// Which file lies at a path, a link itself included.
+pub(super) fn identity_of(path: &Path) -> Option<Identity> {
+    fs::symlink_metadata(path).ok().map(|found| identity(&found))
+}
+
+/// Which file it is.
+pub(super) fn identity(found: &fs::Metadata) -> Identity {
+    (found.dev(), found.ino())
+}
