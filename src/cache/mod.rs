@@ -7,7 +7,8 @@
 //!   indexes/<ab>/<key>         derived indexes, each behind a digest of its own
 //!   objects/<ab>/<hex>         complete, verified files, 0444
 //!   partial/<ab>/<hex>         sparse file being filled: its holes are the map; <hex>.list its chunk digests
-//!   incoming/<key>/            a fill in progress, or one long blob, locked
+//!   incoming/<key>/            a fill in progress, or one long blob, locked; or a fill that was interrupted, with
+//!                              what the next one needs to go on ([`resume`])
 //!   tags/<ab>/<key>            what a tag was last known to be, and which referrer a rule of trust led to
 //!   kits/<ab>/<hex>            which files of the cache belong to a kit, and whether it is kept
 //!   served/<ab>/<key>          which kit a directory serves, and which one it served before
@@ -42,6 +43,7 @@ mod lower;
 mod map;
 mod objects;
 mod partial;
+pub mod resume;
 mod small;
 pub mod staging;
 mod usage;
@@ -62,6 +64,7 @@ pub use leftovers::Leftover;
 pub use limit::{Limit, Marks};
 pub use objects::{CachedRange, Object, Standing};
 pub use partial::Partial;
+pub use resume::{Beside, Left, Reached};
 pub use small::LastKnown;
 pub use staging::{Sealed, StagedFile, StagedNumber, StagedState, Staging};
 pub use usage::{Amount, Area, Usage};
@@ -215,7 +218,7 @@ impl Cache {
         Self::open_with(root, Settings::default())
     }
 
-    /// Opens a cache, making it where there is none, and clears staging that no process holds.
+    /// Opens a cache, making it where there is none, and clears staging that no process holds and none can go on from.
     pub fn open_with(root: &Path, settings: Settings) -> Result<Self, CacheError> {
         Self::open_as(root, settings, false)
     }

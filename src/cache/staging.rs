@@ -1,22 +1,28 @@
 //! Files on their way into the cache: `incoming/<key>/<number>`, unverified until a digest holds: that of the layer that
 //! they were cut from, or, of a blob too long to hold in memory ([`super::NewBlob`]), the blob's own.
 //!
-//! The way of a fill: [`Cache::stage`] locks a directory, [`Staging::create`] makes a file for each entry,
-//! [`Staging::seal`] takes the proof and makes the files readable as objects where they lie, and [`Sealed::commit`]
-//! syncs the file system, renames each file to its object name and writes the index last. A staging that is dropped
-//! before it was sealed removes its directory; one that a killed process left is removed by who next gets its lock.
+//! The way of a fill: [`Cache::stage`] locks a directory, [`Staging::begin`] empties it, or [`Staging::go_on`] takes what an
+//! earlier fill has left there, [`Staging::create`] makes a file for each entry, [`Staging::seal`] takes the proof and makes
+//! the files readable as objects where they lie, and [`Sealed::commit`] syncs the file system, renames each file to its
+//! object name and writes the index last.
+//!
+//! A fill that ends before it is sealed, because its source fails or its process is killed, leaves what it has for the
+//! next one, if that is worth it: see [`super::resume`]. What is left else goes with the lock, or with the next sweep.
+//! Where the disk is full, [`Staging::forget`] gives up what only the next fill would need, [`Staging::clear`] everything.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, OFlags, RenameFlags, flock};
 
 use super::files::{make_dir, new_file, rename_over};
 use super::limit::Room;
 use super::objects::is_file_of;
+use super::resume::{self, Beside, Kept, Left, Reached};
 use super::{Cache, CacheError, Removed, io_error};
 use crate::digest::{Digest, Proof};
 use crate::object::ObjectDigest;
@@ -27,6 +33,9 @@ pub(super) const LOCK: &str = "lock";
 /// Marks a directory whose files are objects already and wait for the disk.
 const SEALED: &str = "sealed";
 
+/// How often a fill that writes nothing shows that it is alive.
+const TOUCH: Duration = Duration::from_secs(1);
+
 /// How far a fill is, as seen by another process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StagedState {
@@ -34,6 +43,8 @@ pub struct StagedState {
     pub bytes: u64,
     /// Whether everything is staged and verified, and only the commit is to come.
     pub sealed: bool,
+    /// When it last said that it is alive, where it stages nothing.
+    pub alive: Option<SystemTime>,
 }
 
 /// A locked directory under `incoming/`.
@@ -41,8 +52,13 @@ pub struct StagedState {
 pub struct Staging {
     dir: PathBuf,
     /// Held for its lock.
-    _lock: File,
+    lock: File,
     next: u64,
+    /// What the next fill would need.
+    kept: Option<Kept>,
+    /// Whether what it holds may be for another fill.
+    lasts: bool,
+    touched: Instant,
     /// Told when the disk is full.
     room: Arc<Room>,
 }
@@ -74,13 +90,13 @@ impl StagedFile {
         &self.path
     }
 
-    /// Closes the file, of which a layer may have millions; its number is what [`Staging::seal`] wants.
-    pub fn close(self) -> StagedNumber {
+    /// Its number is what [`Staging::seal`] wants: a layer may have millions of files, which can't all stay open.
+    pub fn number(&self) -> StagedNumber {
         StagedNumber(self.number)
     }
 }
 
-/// A staged file that has been written and closed.
+/// A file in a staging directory.
 #[derive(Debug, Clone, Copy)]
 pub struct StagedNumber(u64);
 
@@ -92,7 +108,7 @@ pub struct Sealed {
 }
 
 impl Cache {
-    /// Locks the staging directory of `key` and empties it; `None` while another process (or task) holds it.
+    /// Locks the staging directory of `key`; `None` while another process (or task) holds it.
     pub fn stage(&self, key: &Digest) -> Result<Option<Staging>, CacheError> {
         let staged = self.stage_in(&self.root.join("incoming").join(key.hex()));
         staged.map_err(|error| self.room.noted(error))
@@ -102,38 +118,50 @@ impl Cache {
     pub fn stage_alone(&self, key: &Digest) -> Result<Option<Staging>, CacheError> {
         let serial = self.counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let name = format!("{}.{}.{serial}", key.hex(), std::process::id());
-        self.stage_in(&self.root.join("incoming").join(name)).map_err(|error| self.room.noted(error))
+        let staged = self.stage_in(&self.root.join("incoming").join(name));
+        // A process that is no more may have had this one's number.
+        let staged = staged.and_then(|staging| {
+            let Some(mut staging) = staging else { return Ok(None) };
+            staging.lasts = false;
+            staging.empty()?;
+            Ok(Some(staging))
+        });
+        staged.map_err(|error| self.room.noted(error))
     }
 
     fn stage_in(&self, dir: &Path) -> Result<Option<Staging>, CacheError> {
         make_dir(dir)?;
         let Some(lock) = lock_dir(dir)? else { return Ok(None) };
-        // Whatever lies here is a killed process's and proves nothing.
-        for entry in fs::read_dir(dir).map_err(io_error("read", dir))? {
-            let entry = entry.map_err(io_error("read", dir))?;
-            if entry.file_name() != LOCK {
-                fs::remove_file(entry.path()).map_err(io_error("remove", &entry.path()))?;
-            }
-        }
-        Ok(Some(Staging { dir: dir.to_owned(), _lock: lock, next: 0, room: self.room.clone() }))
+        let (dir, touched, room) = (dir.to_owned(), Instant::now(), self.room.clone());
+        Ok(Some(Staging { dir, lock, next: 0, kept: None, lasts: true, touched, room }))
     }
 
     /// How far the fill of `key` is in whichever process: a sign of life for those who wait for it.
     pub fn staged(&self, key: &Digest) -> StagedState {
         let dir = self.root.join("incoming").join(key.hex());
-        let sealed = dir.join(SEALED).exists();
-        let entries = fs::read_dir(dir).into_iter().flatten();
-        let sizes = entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()));
-        StagedState { bytes: sizes.sum(), sealed }
+        let mut state = StagedState { bytes: 0, sealed: dir.join(SEALED).exists(), alive: None };
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let Ok(found) = entry.metadata() else { continue };
+            state.bytes += found.len();
+            if entry.file_name() == LOCK {
+                state.alive = found.modified().ok();
+            }
+        }
+        // Of a compressed layer these tell how much of it has come, and not what it inflates to.
+        state.bytes = fs::metadata(Beside::Blob.path(&dir)).map_or(state.bytes, |blob| blob.len());
+        state
     }
 
-    /// Removes staging directories that no process holds.
+    /// Removes staging directories that no process holds and that are not worth going on from.
     pub(super) fn sweep_incoming(&self) {
         let Ok(entries) = fs::read_dir(self.root.join("incoming")) else { return };
         for entry in entries.flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                // What can't be removed now is found again by the next sweep.
-                let _ = remove_abandoned(&entry.path(), false);
+            // What can't be removed now is found again by the next sweep.
+            if entry.file_type().is_ok_and(|kind| kind.is_dir())
+                && let Ok(Some(_lock)) = lock_dir(&entry.path())
+                && !resume::is_worth(&entry.path())
+            {
+                remove(&entry.path());
             }
         }
     }
@@ -180,14 +208,120 @@ pub(super) fn lock_dir(dir: &Path) -> Result<Option<File>, CacheError> {
     Ok(named.then_some(file))
 }
 
+/// The number of a staged file; `None` for what else lies in the directory.
+pub(super) fn number_of(entry: &fs::DirEntry) -> Option<u64> {
+    entry.file_name().to_str()?.parse().ok()
+}
+
 impl Staging {
+    /// What an earlier fill that kept `beside` has left here.
+    pub fn left(&self, beside: Beside) -> Result<Option<Left>, CacheError> {
+        Left::find(&self.dir, beside)
+    }
+
+    /// Begins a fill from nothing that another can go on from. That it can't is no error, where there is no room.
+    pub fn begin(&mut self, beside: Beside) -> Result<(), CacheError> {
+        self.kept = None;
+        self.empty()?;
+        self.next = 0;
+        if !self.lasts {
+            return Ok(());
+        }
+        match Kept::begin(&self.dir, beside).map_err(|error| self.room.noted(error)) {
+            Err(error) if !error.is_full() => Err(error),
+            kept => {
+                self.kept = kept.ok();
+                Ok(())
+            }
+        }
+    }
+
+    /// Goes on with what is left, and removes what is not part of it.
+    pub fn go_on(&mut self, beside: Beside, at: &Reached) -> Result<(), CacheError> {
+        let _ = fs::remove_file(self.dir.join(SEALED));
+        self.kept = Some(Kept::go_on(&self.dir, beside, at).map_err(|error| self.room.noted(error))?);
+        Ok(())
+    }
+
+    /// Keeps bytes beside the files for the next fill.
+    pub fn keep(&mut self, cache: &Cache, bytes: &[u8]) -> Result<(), CacheError> {
+        self.kept.as_mut().map_or(Ok(()), |kept| kept.add(cache, bytes))
+    }
+
+    /// Says that all bytes of the layer below `offset` are in the files, or beside them.
+    pub fn reached(&mut self, offset: u64) {
+        if let Some(kept) = &mut self.kept {
+            kept.reached(offset);
+        }
+    }
+
+    /// Says to those who wait that this fill is alive, where it has nothing to write.
+    pub fn touch(&mut self) {
+        if self.touched.elapsed() >= TOUCH {
+            self.touched = Instant::now();
+            // They only wait less long for it.
+            let _ = self.lock.set_modified(SystemTime::now());
+        }
+    }
+
+    /// Gives up what only the next fill would need; tells whether there was any.
+    pub fn forget(&mut self) -> bool {
+        self.kept.take().map(Kept::remove).is_some()
+    }
+
+    /// Gives up all that is staged, so that its room is free again. The lock stays.
+    pub fn clear(&mut self) {
+        self.forget();
+        // What can't be removed goes with the directory.
+        let _ = self.empty();
+        self.next = 0;
+    }
+
+    /// Ends it with nothing left for another fill.
+    pub fn discard(mut self) {
+        self.lasts = false;
+    }
+
+    fn empty(&self) -> Result<(), CacheError> {
+        for entry in fs::read_dir(&self.dir).map_err(io_error("read", &self.dir))? {
+            let entry = entry.map_err(io_error("read", &self.dir))?;
+            if entry.file_name() != LOCK {
+                fs::remove_file(entry.path()).map_err(io_error("remove", &entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next file, where an earlier fill has begun it.
+    pub fn next_begun(&mut self) -> StagedNumber {
+        self.next += 1;
+        StagedNumber(self.next - 1)
+    }
+
+    /// A file that was begun, to go on with it. One that was lost is made again.
+    pub fn reopen(&mut self, number: StagedNumber) -> Result<StagedFile, CacheError> {
+        let (number, path) = (number.0, self.path(number.0));
+        let opened = if path.exists() {
+            resume::reopen(&path, 0o444)
+        } else {
+            new_file(&path, 0o444).map_err(io_error("create", &path))
+        };
+        let file = opened.map_err(|error| self.room.noted(error))?;
+        Ok(StagedFile { number, file, path })
+    }
+
+    /// Where a staged file lies.
+    pub fn path_of(&self, number: StagedNumber) -> PathBuf {
+        self.path(number.0)
+    }
+
     /// A new, empty file; read-only for all but the handle returned, as objects are.
     pub fn create(&mut self) -> Result<StagedFile, CacheError> {
         let number = self.next;
-        self.next += 1;
         let path = self.path(number);
         let created = new_file(&path, 0o444).map_err(io_error("create", &path));
         let file = created.map_err(|error| self.room.noted(error))?;
+        self.next += 1;
         Ok(StagedFile { number, file, path })
     }
 
@@ -209,10 +343,14 @@ impl Staging {
 }
 
 impl Sealed {
-    /// Makes everything durable: one sync of the file system, then the renames, then the index. Readers need not wait.
-    pub fn commit(self, cache: &Cache, index_key: &Digest, index: &[u8]) -> Result<(), CacheError> {
+    /// Makes everything durable: one sync of the file system, then the renames, then the index. Readers need not wait. The
+    /// index is kept in any case: by it, what was not is fetched in parts.
+    pub fn commit(mut self, cache: &Cache, index_key: &Digest, index: &[u8]) -> Result<(), CacheError> {
+        // Up to here, whatever ends this leaves all that is needed to do it again.
+        self.staging.lasts = false;
         let renamed = self.rename_all(cache).map_err(|error| cache.room.noted(error));
-        let committed = renamed.and_then(|()| cache.keep_index(index_key, index));
+        let kept = cache.keep_index(index_key, index);
+        let committed = renamed.and(kept);
         let mut staged = cache.staged.lock().unwrap_or_else(|held| held.into_inner());
         for (path, name) in &self.objects {
             if staged.get(name) == Some(path) {
@@ -225,7 +363,8 @@ impl Sealed {
     fn rename_all(&self, cache: &Cache) -> Result<(), CacheError> {
         let dir = File::open(&self.staging.dir).map_err(io_error("open", &self.staging.dir))?;
         rustix::fs::syncfs(&dir).map_err(|error| io_error("sync", &self.staging.dir)(error.into()))?;
-        for (path, name) in &self.objects {
+        // The last ones first: should this process be killed, those left are the layer's beginning, from which another goes on.
+        for (path, name) in self.objects.iter().rev() {
             let target = cache.spread("objects", &name.hex());
             if let Some(parent) = target.parent() {
                 make_dir(parent)?;
@@ -250,6 +389,10 @@ impl Sealed {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        remove(&self.dir);
+        // It may wait for a checkpoint.
+        self.kept = None;
+        if !self.lasts || !resume::is_worth(&self.dir) {
+            remove(&self.dir);
+        }
     }
 }

@@ -189,5 +189,6 @@ async fn layer(fetch: &LayerFetch) -> Value {
         "cached": held.map(|held| held.cached),
         "filling": fetch.is_filling().then(|| *fetch.progress().borrow()),
         "poisoned": fetch.poisoned(),
+        "unstaged": fetch.unstaged(),
     })
 }

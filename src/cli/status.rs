@@ -180,13 +180,16 @@ fn print(out: &mut Output, mount: &Mount, details: Option<&Result<Value, Control
 fn layer(layer: &Value) -> Vec<String> {
     let size = |key: &str| layer[key].as_u64();
     let bytes = |bytes: Option<u64>| format_size(bytes.unwrap_or(0));
-    let state = match (layer["poisoned"].as_str(), size("filling"), size("content"), size("cached")) {
+    let mut state = match (layer["poisoned"].as_str(), size("filling"), size("content"), size("cached")) {
         (Some(why), ..) => format!("REFUSED: {why}"),
         (None, Some(now), ..) => format!("fetching, {} of {}", format_size(now), bytes(size("size"))),
         (None, None, Some(content), Some(cached)) if content == cached => "cached".to_owned(),
         (None, None, Some(content), cached) => format!("{} of {} cached", bytes(cached), format_size(content)),
         (None, None, None, _) => "not fetched".to_owned(),
     };
+    if let Some(why) = layer["unstaged"].as_str() {
+        state.push_str(&format!("; fetched again where it is not cached: {}", printable(why.as_bytes())));
+    }
     let text = |key: &str| printable(layer[key].as_str().unwrap_or_default().as_bytes());
     vec![format!("  {}", text("type")), text("path"), bytes(size("size")), text("trust"), state, text("digest")]
 }

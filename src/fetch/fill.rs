@@ -1,20 +1,28 @@
 //! Fetching a layer whole: a [`pass`](super::pass) over all of it, its files staged.
 //!
 //! When the digest holds, the staged files become objects, readers are served, and the commit to disk follows in the
-//! background. One process fills a layer at a time; the others wait as long as it makes progress.
+//! background. One process fills a layer at a time; the others wait as long as it makes progress, and one of them goes on
+//! if it ends. A fill goes on from what an earlier one has left. If what comes of that is not the layer, nobody knows whose
+//! fault it is: nobody is blamed, and the layer is fetched from its beginning.
+//!
+//! Where there is no room for the files, the layer is read for its index alone, by which its files are read in parts
+//! afterwards: the wire is paid twice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
 use tokio::sync::watch;
 
-use super::pass::{Failure, Files, Passed, pass};
-use super::staged::StagedView;
+use super::cut::{Files, Staged};
+use super::pass::{Failure, Passed, pass};
+use super::replay::{self, Replay, Unusable};
+use super::staged::{StagedView, Unstaged};
 use super::transfer::Transfer;
 use super::{Context, FetchError};
 use crate::archive::index::{Index, LayerFormat};
-use crate::cache::{Cache, Sealed, Staging};
+use crate::cache::{Cache, CacheError, Sealed, Staging};
 use crate::digest::Digest;
 use crate::modelkit::Layer;
 use crate::object::ObjectDigest;
@@ -54,12 +62,37 @@ pub struct Fill {
     pub progress: watch::Sender<u64>,
     /// Where staged bytes are shown, if anybody may see them.
     pub view: Option<Arc<StagedView>>,
+    /// Whether its index is enough to read it in parts.
+    pub in_parts: bool,
+    /// Told when its files can't be staged.
+    pub unstaged: Arc<Unstaged>,
 }
 
 /// Whose turn it is.
 enum Turn {
-    Ours(Staging),
+    /// Ours, if there is room for as much as a directory; with the index, if that is known.
+    Ours(Result<Staging, CacheError>, Option<Arc<Index>>),
     Done(Arc<Index>),
+}
+
+/// An attempt that failed.
+struct Failed {
+    failure: Failure,
+    /// Whether some of the bytes were left by an earlier one.
+    resumed: bool,
+}
+
+impl<E: Into<Failure>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self { failure: error.into(), resumed: false }
+    }
+}
+
+impl Failed {
+    /// Whether what an earlier fill has left may be at fault.
+    fn may_be_ours(&self) -> bool {
+        self.resumed && matches!(self.failure, Failure::False(..) | Failure::Error(FetchError::Cache(_)))
+    }
 }
 
 impl Fill {
@@ -89,65 +122,165 @@ impl Fill {
         }
     }
 
-    /// The derived index, if all that it names is in the cache too.
-    async fn complete_index(&self) -> Result<Option<Arc<Index>>, FetchError> {
-        let Some(index) = self.known_index().await? else { return Ok(None) };
-        let all = index.clone();
-        let what = self.what();
-        let complete = self.context.blocking(&what, move |cache| {
+    /// Whether all that an index names is in the cache.
+    async fn is_complete(&self, index: &Arc<Index>) -> Result<bool, FetchError> {
+        let index = index.clone();
+        let complete = move |cache: &Cache| {
             let here = |object: Option<ObjectDigest>, size| object.is_none_or(|name| cache.has_object(&name, size));
-            Ok(all.head().rows().all(|row| here(row.object(), row.size())))
-        });
-        Ok(complete.await?.then_some(index))
+            Ok(index.head().rows().all(|row| here(row.object(), row.size())))
+        };
+        self.context.blocking(&self.what(), complete).await
     }
 
     /// Fetches the layer from one source, unless another process has done so or does so first.
     pub async fn run(&self, transfer: &Transfer) -> Result<Arc<Index>, Failure> {
-        let staging = match self.turn().await? {
-            Turn::Done(index) => return Ok(index),
-            Turn::Ours(staging) => staging,
+        let failed = match self.attempt(transfer, true).await {
+            Err(failed) if failed.may_be_ours() => failed,
+            outcome => return outcome.map_err(|failed| failed.failure),
         };
+        let why = match &failed.failure {
+            Failure::False(mismatch, _) => mismatch.to_string(),
+            Failure::Error(error) => crate::report::chain(error),
+        };
+        tracing::warn!(layer = %self.layer.digest, %why, "what an interrupted fetch left can't be used; fetching the layer from its beginning");
+        self.attempt(transfer, false).await.map_err(|failed| failed.failure)
+    }
+
+    async fn attempt(&self, transfer: &Transfer, resumes: bool) -> Result<Arc<Index>, Failed> {
+        let (staging, known) = match self.turn().await? {
+            Turn::Done(index) => return Ok(index),
+            Turn::Ours(staging, known) => (staging, known),
+        };
+        let (files, replay, no_directory) = match staging {
+            Ok(staging) => {
+                let (files, replay) = self.place(staging, known.as_ref(), resumes).await?;
+                (Some(files), replay, None)
+            }
+            Err(why) => (None, None, Some(why)),
+        };
+        let no_room = no_directory.as_ref().or_else(|| files.as_ref()?.no_room.as_ref());
+        if let (Some(why), Some(index)) = (no_room, &known) {
+            self.unstaged.note(&self.layer, why);
+            return Ok(index.clone());
+        }
         let started = Instant::now();
-        let outcome = self.stage(transfer, staging).await;
+        let from = replay.as_ref().map_or(0, |replay| replay.reached().offset);
+        let passed = self.pass(transfer, files, replay).await;
         if let Some(view) = &self.view {
             view.clear();
         }
-        let (index, sealed) = outcome?;
-        let elapsed = started.elapsed().as_secs_f64().max(0.001);
-        if self.layer.size >= TELLING {
-            RATE.store((self.layer.size as f64 / elapsed) as u64, Ordering::Relaxed);
+        let Passed { index, proof, staged } = match (passed, known) {
+            (Err(Failure::Error(FetchError::Cache(why))), Some(index)) if why.is_full() => {
+                self.unstaged.note(&self.layer, &why);
+                return Ok(index);
+            }
+            (passed, _) => passed.map_err(|failure| Failed { failure, resumed: from > 0 })?,
+        };
+        let (elapsed, fetched) = (started.elapsed().as_secs_f64().max(0.001), self.layer.size - from);
+        if fetched >= TELLING {
+            RATE.store((fetched as f64 / elapsed) as u64, Ordering::Relaxed);
         }
         tracing::info!(layer = %self.layer.digest, size = self.layer.size, seconds = elapsed, "layer verified");
         let index = Arc::new(index);
-        self.commit(sealed, &index);
+        let (staging, why) = match staged {
+            Staged::All { staging, files } => {
+                self.unstaged.clear();
+                self.commit(staging.seal(&self.context.cache, &proof, files), &index);
+                return Ok(index);
+            }
+            Staged::NoRoom { staging, why } => (Some(staging), Some(why)),
+            Staged::Nowhere => (None, no_directory),
+        };
+        if let Some(why) = &why {
+            self.unstaged.note(&self.layer, why);
+        }
+        self.keep_index(&index, staging).await?;
         Ok(index)
     }
 
     /// Gets the layer's staging directory, or what another process made of it.
     async fn turn(&self) -> Result<Turn, FetchError> {
         let (key, what) = (self.key(), self.what());
-        let (mut seen, mut moved) = (0, Instant::now());
+        let (mut seen, mut moved) = (None, Instant::now());
         loop {
-            if let Some(staging) = self.context.blocking(&what, move |cache| cache.stage(&key)).await? {
-                return Ok(match self.complete_index().await? {
-                    Some(index) => Turn::Done(index),
-                    None => Turn::Ours(staging),
-                });
+            match self.context.blocking(&what, move |cache| cache.stage(&key)).await {
+                Ok(Some(staging)) => return self.ours(Ok(staging), seen.is_some()).await,
+                Ok(None) => {}
+                Err(FetchError::Cache(why)) if why.is_full() => return self.ours(Err(why), seen.is_some()).await,
+                Err(error) => return Err(error),
             }
             let staged = self.context.blocking(&what, move |cache| Ok(cache.staged(&key))).await?;
             // A fill that is sealed has only the disk to wait for, and nobody is quicker by starting over.
-            if staged.bytes != seen || staged.sealed {
-                (seen, moved) = (staged.bytes, Instant::now());
+            if seen != Some(staged) || staged.sealed {
+                (seen, moved) = (Some(staged), Instant::now());
                 self.progress.send_replace(staged.bytes);
             }
             if moved.elapsed() > STALE.min(self.context.limits.read_timeout / 2) {
                 let alone = self.context.blocking(&what, move |cache| cache.stage_alone(&key)).await?;
                 if let Some(staging) = alone {
-                    return Ok(Turn::Ours(staging));
+                    return self.ours(Ok(staging), true).await;
                 }
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Looks whether there is anything to do, now that nobody else is at it.
+    async fn ours(&self, staging: Result<Staging, CacheError>, has_waited: bool) -> Result<Turn, FetchError> {
+        let Some(index) = self.known_index().await? else { return Ok(Turn::Ours(staging, None)) };
+        // Another process has made the index, if it had no room for more.
+        if !(has_waited && self.in_parts) && !self.is_complete(&index).await? {
+            return Ok(Turn::Ours(staging, Some(index)));
+        }
+        self.context.off_thread(&self.what(), move || staging.map(Staging::discard)).await?.ok();
+        Ok(Turn::Done(index))
+    }
+
+    /// Makes the staging directory ready: with what an earlier fill has left in it, or empty, if there is room for the
+    /// layer.
+    async fn place(
+        &self,
+        mut staging: Staging,
+        known: Option<&Arc<Index>>,
+        resumes: bool,
+    ) -> Result<(Files, Option<Replay>), FetchError> {
+        let (layer, cache, view) = (self.layer.clone(), self.context.cache.clone(), self.view.clone());
+        let wanted = known.map_or(layer.size, |index| index.head().rows().map(|row| row.size()).sum());
+        let wants_index = known.is_none();
+        let place = move |all: &Cache| {
+            let beside = replay::beside(&layer);
+            let replay = if resumes { left(&layer, &mut staging) } else { None };
+            let mut files = Files { cache, staging, view, resumed: 0, wants_index, no_room: None };
+            if let Some(replay) = &replay {
+                files.resumed = replay.reached().offset;
+                let at = crate::units::format_size(files.resumed);
+                tracing::info!(layer = %layer.digest, offset = files.resumed, "fetching the layer is resumed at {at}");
+            } else {
+                files.staging.begin(beside)?;
+                match all.make_room(wanted) {
+                    Err(why) if why.is_full() => {
+                        files.staging.clear();
+                        files.no_room = Some(why);
+                    }
+                    made => made?,
+                }
+            }
+            Ok((files, replay))
+        };
+        self.context.blocking(&self.what(), place).await
+    }
+
+    /// Reads the layer: first what is there, then the rest from its source.
+    async fn pass(&self, transfer: &Transfer, files: Option<Files>, replay: Option<Replay>) -> Result<Passed, Failure> {
+        self.progress.send_replace(0);
+        let bytes = match replay {
+            None => transfer.ordered(),
+            Some(replay) => {
+                let rest = transfer.ordered_from(replay.reached().offset);
+                replay.stream(self.progress.clone()).chain(rest).boxed()
+            }
+        };
+        pass(&self.layer, self.context.limits.max_inflated, bytes, files).await
     }
 
     /// Says that a big layer is fetched whole, how long that may take, and what would spare it.
@@ -171,22 +304,45 @@ impl Fill {
         );
     }
 
-    async fn stage(&self, transfer: &Transfer, staging: Staging) -> Result<(Index, Sealed), Failure> {
-        self.progress.send_replace(0);
-        let files = Files { cache: self.context.cache.clone(), staging, view: self.view.clone() };
-        let bound = self.context.limits.max_inflated;
-        let Passed { index, proof, staged } = pass(&self.layer, bound, transfer.ordered(), Some(files)).await?;
-        let Some((staging, files)) = staged else { return Err(FetchError::Lost { what: self.what() }.into()) };
-        Ok((index, staging.seal(&self.context.cache, &proof, files)))
-    }
-
     /// Makes the objects durable behind the readers' backs.
     fn commit(&self, sealed: Sealed, index: &Arc<Index>) {
         let (cache, key, index) = (self.context.cache.clone(), self.key(), index.clone());
         tokio::task::spawn_blocking(move || {
             if let Err(error) = sealed.commit(&cache, &key, index.as_bytes()) {
-                tracing::error!(%error, "the cache did not keep a verified layer; it will be fetched again");
+                error.unless_full(|error| {
+                    tracing::error!(%error, "the cache did not keep all of a verified layer; it will be fetched again");
+                });
             }
         });
     }
+
+    /// Keeps the index of a layer that there is no room for, before others may look for it.
+    async fn keep_index(&self, index: &Arc<Index>, staging: Option<Staging>) -> Result<(), FetchError> {
+        let (key, index) = (self.key(), index.clone());
+        let keep = move |cache: &Cache| {
+            cache.keep_index(&key, index.as_bytes()).unwrap_or_else(|error| {
+                error.unless_full(|error| tracing::warn!(%error, "the index was not kept; it will be derived again"));
+            });
+            drop(staging);
+            Ok(())
+        };
+        self.context.blocking(&self.what(), keep).await
+    }
+}
+
+/// Goes on with what an earlier fill has left, if that can be used. Blocks.
+fn left(layer: &Layer, staging: &mut Staging) -> Option<Replay> {
+    let beside = replay::beside(layer);
+    let found = staging.left(beside).map_err(Unusable::from);
+    let found = found.and_then(|left| left.map_or(Ok(None), |left| Replay::survey(layer, left)));
+    let taken = found.and_then(|found| {
+        if let Some(replay) = &found {
+            staging.go_on(beside, &replay.reached())?;
+        }
+        Ok(found)
+    });
+    taken.unwrap_or_else(|error| {
+        tracing::info!(layer = %layer.digest, %error, "what an interrupted fetch left can't be used");
+        None
+    })
 }

@@ -6,10 +6,11 @@
 //! - [`listing`]: names and sizes from headers read by range, not yet proved.
 //! - [`named`]: an index that the kit, or a referrer that the user trusts, names: fetched and proved.
 //! - [`trust`]: who vouches for which index; [`repositories`]: for which repositories.
-//! - [`mod@pass`]: a whole layer read once: hashed, inflated, cut into files.
-//! - [`fill`]: a pass that keeps the files, once the digest held.
+//! - [`mod@pass`]: a whole layer read once, and hashed; [`cut`]: inflated, and cut into files.
+//! - [`fill`]: a pass that keeps the files, once the digest held; [`replay`]: what an interrupted one has left.
 //! - [`chunks`]: a file that is filled chunk by chunk; [`open_files`]: all of them.
 //! - [`requests`]: getting the chunks that are missing; [`ahead`]: which ones before they are asked for.
+//! - [`sequence`]: getting them from a layer that can only be read from its start on.
 //! - `staged`: what a fill has written so far, for `--verify=stream`.
 //! - [`mod@pull`]: all of a kit in the cache, to stay there if that is wanted.
 //! - [`transfer`]: ranges with retries, and an ordered stream of several ranges in flight.
@@ -18,6 +19,7 @@
 
 pub mod ahead;
 pub mod chunks;
+pub mod cut;
 pub mod error;
 pub mod fill;
 pub mod flight;
@@ -28,9 +30,11 @@ pub mod named;
 pub mod open_files;
 pub mod pass;
 pub mod pull;
+pub mod replay;
 pub mod repositories;
 pub mod requests;
 pub mod resolve;
+pub mod sequence;
 mod staged;
 pub mod transfer;
 pub mod trust;

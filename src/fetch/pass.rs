@@ -1,46 +1,28 @@
 //! One pass over a layer's bytes, in order: layer digest ∥ inflate → walk → chunk digests → index; and, where there is a
 //! staging directory, the files.
 //!
-//! Two blocking threads take the same bytes: one hashes the blob, one cuts it into files. Where the digest fails, that
-//! is the error that is told, not what the damage did to the archive.
-
-use std::sync::Arc;
+//! Two blocking threads take the same bytes: one hashes the blob, one cuts it into files ([`super::cut`]). Where the digest
+//! fails, that is the error that is told, not what the damage did to the archive.
+//!
+//! What was staged stays for the next pass where only the source has failed ([`super::replay`]).
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 
-use super::listing::raw_entry;
-use super::staged::StagedView;
-use super::{ArchiveError, FetchError};
-use crate::archive::chunk::{Chunker, Content};
-use crate::archive::index::{Index, IndexEntry, LayerFacts, LayerFormat};
-use crate::archive::inflate::{self, Inflater};
-use crate::archive::stream::{Event, StreamWalker};
-use crate::archive::walker::{Caps, Warning};
-use crate::archive::{Entry, EntryKind};
-use crate::cache::{Cache, CacheError, StagedFile, StagedNumber, Staging};
-use crate::digest::{Digest, Mismatch, Proof, StreamHasher, Unverified};
-use crate::modelkit::{Compression, Format, Layer};
-use crate::object::ObjectDigest;
+use super::FetchError;
+use super::cut::{Cut, CutError, Cutter, Files, Staged, Stopped};
+use crate::archive::index::Index;
+use crate::cache::Staging;
+use crate::digest::{Mismatch, Proof, StreamHasher, Unverified};
+use crate::modelkit::Layer;
 
 /// Pieces in flight to each thread. The network gives them in 16 to 64 KiB, 4 MiB in all; a disk in 1 MiB, 64 MiB in all.
 const QUEUE: usize = 64;
 
 /// The bytes of a blob in order.
 pub type Ordered = BoxStream<'static, Result<Unverified, FetchError>>;
-
-/// Where the files of a layer go while it is read.
-#[derive(Debug)]
-pub struct Files {
-    /// The cache that they go to.
-    pub cache: Arc<Cache>,
-    /// Where they are staged.
-    pub staging: Staging,
-    /// Where staged bytes are shown, if anybody may see them.
-    pub view: Option<Arc<StagedView>>,
-}
 
 /// What a pass found.
 #[derive(Debug)]
@@ -49,8 +31,8 @@ pub struct Passed {
     pub index: Index,
     /// That its digest held.
     pub proof: Proof,
-    /// The staged files, where there was a place for them.
-    pub staged: Option<(Staging, Vec<(StagedNumber, ObjectDigest)>)>,
+    /// What became of its files.
+    pub staged: Staged,
 }
 
 /// What a pass ended with, other than success.
@@ -85,10 +67,12 @@ pub async fn pass(
         hasher
     });
     let (to_cut, mut cut_queue) = mpsc::channel::<Bytes>(QUEUE);
-    let mut cutter = Cutter::new(layer.clone(), max_inflated, files)?;
+    let mut cutter = Cutter::new(layer.clone(), max_inflated, files).map_err(|error| error.into_fetch_error(layer))?;
     let mut cutting = tokio::task::spawn_blocking(move || {
         while let Some(bytes) = cut_queue.blocking_recv() {
-            cutter.feed(&bytes)?;
+            if let Err(error) = cutter.feed(&bytes) {
+                return Err(cutter.stop(error));
+            }
         }
         cutter.finish()
     });
@@ -100,7 +84,10 @@ pub async fn pass(
         fed = &mut feeding => (fed, cutting.await),
         cut = &mut cutting => match cut {
             // What can't be staged need not be fetched.
-            Ok(Err(CutError::Cache(error))) => return Err(FetchError::from(error).into()),
+            Ok(Err(Stopped { error: CutError::Cache(error), staging })) => {
+                let_go(staging, false).await;
+                return Err(FetchError::from(error).into());
+            }
             // It stops at a broken archive too; whether the bytes were the layer's at all is still to be told.
             cut => (feeding.await, cut),
         },
@@ -112,18 +99,40 @@ pub async fn pass(
         Err(error) => Err(error.into()),
     };
     match (proof, cut) {
-        (Ok(proof), Ok(Ok(cut))) => Ok(cut.proved(layer, proof)),
-        (Ok(_), Ok(Err(error))) => Err(error.into_fetch_error(layer).into()),
+        (Ok(proof), Ok(Ok(cut))) => {
+            let Cut { index, staged, .. } = cut.checked(layer);
+            Ok(Passed { index, proof, staged })
+        }
+        (Ok(_), Ok(Err(Stopped { error, staging }))) => {
+            let_go(staging, false).await;
+            Err(error.into_fetch_error(layer).into())
+        }
         (Ok(_), Err(_)) => Err(lost().into()),
         (Err(failure), cut) => {
-            // It removes what was staged, which belongs on a thread that may wait for the disk.
-            let held = tokio::task::spawn_blocking(move || Some(Box::new(cut.ok()?.ok()?.index))).await;
+            let (held, staging) = match cut {
+                Ok(Ok(cut)) => (Some(Box::new(cut.index)), cut.staged.into_staging()),
+                Ok(Err(stopped)) => (None, stopped.staging),
+                Err(_) => (None, None),
+            };
+            // Bytes that the source gave before it failed are as good as any.
+            let is_sound = matches!(&failure, Failure::Error(error) if !matches!(error, FetchError::Cache(_)));
+            let_go(staging, is_sound).await;
             Err(match failure {
-                Failure::False(mismatch, _) => Failure::False(mismatch, held.ok().flatten()),
+                Failure::False(mismatch, _) => Failure::False(mismatch, held),
                 error @ Failure::Error(_) => error,
             })
         }
     }
+}
+
+/// Lets staging go, on a thread that may wait for the disk; what is sound in it, another pass may go on from.
+async fn let_go(staging: Option<Staging>, is_sound: bool) {
+    let let_go = move || match staging {
+        Some(staging) if !is_sound => staging.discard(),
+        _ => {}
+    };
+    // It is over in any case.
+    let _ = tokio::task::spawn_blocking(let_go).await;
 }
 
 /// Hands the layer's bytes to both threads as they arrive.
@@ -141,171 +150,4 @@ async fn feed(
         let _ = to_cut.send(piece).await;
     }
     Ok(())
-}
-
-/// Why a stream could not be cut into files.
-#[derive(Debug, thiserror::Error)]
-enum CutError {
-    #[error(transparent)]
-    Archive(ArchiveError),
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-}
-
-impl<E: Into<ArchiveError>> From<E> for CutError {
-    fn from(error: E) -> Self {
-        Self::Archive(error.into())
-    }
-}
-
-impl CutError {
-    fn into_fetch_error(self, layer: &Layer) -> FetchError {
-        match self {
-            Self::Archive(cause) => FetchError::Archive { layer: layer.digest, cause },
-            Self::Cache(error) => error.into(),
-        }
-    }
-}
-
-/// A layer cut into files, nothing proved yet.
-struct Cut {
-    index: Index,
-    staged: Option<(Staging, Vec<(StagedNumber, ObjectDigest)>)>,
-    diff_id: Digest,
-    warning: Option<Warning>,
-}
-
-impl Cut {
-    /// Says what was odd, which a cutter that was given up early would say of any layer.
-    fn proved(self, layer: &Layer, proof: Proof) -> Passed {
-        if let Some(warning) = self.warning {
-            tracing::warn!(layer = %layer.digest, "{warning}");
-        }
-        if let Some(stated) = layer.diff_id
-            && stated != self.diff_id
-        {
-            tracing::warn!(layer = %layer.digest, %stated, found = %self.diff_id,
-                "the kit states a wrong diffId; the layer's digest holds, so its content is served");
-        }
-        Passed { index: self.index, proof, staged: self.staged }
-    }
-}
-
-/// Cuts the ordered bytes of a blob into files.
-struct Cutter {
-    inflater: Inflater,
-    files: Entries,
-    walker: Option<StreamWalker>,
-    /// Hashes what was inflated; an uncompressed layer's diffId is its digest.
-    hasher: Option<StreamHasher>,
-    layer: Layer,
-}
-
-impl Cutter {
-    fn new(layer: Layer, max_inflated: Option<u64>, files: Option<Files>) -> Result<Self, FetchError> {
-        let bound = match layer.compression {
-            Compression::None => u64::MAX,
-            Compression::Gzip | Compression::Zstd => max_inflated.unwrap_or_else(|| inflate::max_inflated(layer.size)),
-        };
-        let inflater = Inflater::new(layer.compression, bound)
-            .map_err(|error| FetchError::Archive { layer: layer.digest, cause: error.into() })?;
-        let known_size = (layer.compression == Compression::None).then_some(layer.size);
-        let walker = (layer.format == Format::Tar).then(|| StreamWalker::new(known_size, Caps::default()));
-        let hasher = (layer.compression != Compression::None).then(StreamHasher::new);
-        let mut files = Entries { files, open: None, entries: Vec::new(), done: Vec::new() };
-        if walker.is_none() {
-            files.begin(raw_entry(0))?;
-        }
-        Ok(Self { inflater, files, walker, hasher, layer })
-    }
-
-    fn feed(&mut self, bytes: &[u8]) -> Result<(), CutError> {
-        let Self { inflater, files, walker, hasher, .. } = self;
-        inflater.feed(bytes, &mut |mut bytes: &[u8]| {
-            if let Some(hasher) = hasher {
-                hasher.update(bytes);
-            }
-            let Some(walker) = walker else { return files.content(bytes) };
-            while let Some(event) = walker.next(&mut bytes)? {
-                match event {
-                    Event::Entry(entry) => files.begin(entry)?,
-                    Event::Content(bytes) => files.content(bytes)?,
-                    Event::EntryEnd => files.end(),
-                }
-            }
-            Ok(())
-        })
-    }
-
-    fn finish(self) -> Result<Cut, CutError> {
-        let Self { inflater, mut files, walker, hasher, layer } = self;
-        let inflated = inflater.finish()?;
-        let warning = match walker {
-            Some(walker) => walker.finish()?,
-            None => {
-                files.end();
-                None
-            }
-        };
-        let diff_id = hasher.map_or(layer.digest, StreamHasher::digest);
-        let facts = LayerFacts {
-            digest: layer.digest,
-            size: layer.size,
-            diff_id,
-            inflated,
-            format: LayerFormat::from(&layer.format),
-            compression: layer.compression,
-        };
-        let index = Index::build(facts, files.entries)?;
-        let staged = files.files.map(|all| (all.staging, files.done));
-        Ok(Cut { index, staged, diff_id, warning })
-    }
-}
-
-/// The entries found so far, and the file being cut.
-struct Entries {
-    files: Option<Files>,
-    open: Option<Open>,
-    entries: Vec<IndexEntry>,
-    done: Vec<(StagedNumber, ObjectDigest)>,
-}
-
-struct Open {
-    entry: Entry,
-    file: Option<StagedFile>,
-    chunker: Chunker,
-    written: u64,
-}
-
-impl Entries {
-    fn begin(&mut self, entry: Entry) -> Result<(), CacheError> {
-        if entry.kind == EntryKind::File {
-            let file = self.files.as_mut().map(|files| files.staging.create()).transpose()?;
-            self.open = Some(Open { entry, file, chunker: Chunker::new(), written: 0 });
-        } else {
-            self.entries.push(IndexEntry { entry, content: None });
-        }
-        Ok(())
-    }
-
-    fn content(&mut self, bytes: &[u8]) -> Result<(), CutError> {
-        let Some(open) = &mut self.open else { return Ok(()) };
-        open.chunker.update(bytes);
-        let start = open.written;
-        open.written += bytes.len() as u64;
-        let (Some(files), Some(file)) = (&self.files, &open.file) else { return Ok(()) };
-        file.write_at(&files.cache, bytes, start)?;
-        if let Some(view) = &files.view {
-            view.publish(&open.entry.path, file.path(), open.written);
-        }
-        Ok(())
-    }
-
-    fn end(&mut self) {
-        let Some(Open { mut entry, file, chunker, .. }) = self.open.take() else { return };
-        let content: Content = chunker.finish();
-        entry.size = content.size;
-        self.done.extend(file.map(|file| (file.close(), content.object)));
-        self.entries.push(IndexEntry { entry, content: Some(content) });
-    }
 }

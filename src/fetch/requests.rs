@@ -26,9 +26,9 @@ pub const GAP: u64 = 64 << 10;
 #[derive(Debug)]
 pub struct Want {
     /// The claim.
-    claim: Claim,
+    pub(super) claim: Claim,
     /// The chunk's bytes in the layer.
-    at: Range<u64>,
+    pub(super) at: Range<u64>,
     /// How often other bytes came instead.
     false_times: u32,
 }
@@ -65,8 +65,7 @@ impl Supply {
     /// Gets all of `wants`, which are sorted by their places. Whoever waits for one of them is told. Returns the files
     /// that became complete.
     pub async fn get(self, wants: Vec<Want>) -> Vec<Arc<Chunked>> {
-        let looked = tokio::task::spawn_blocking(move || look(wants)).await;
-        let Ok((wants, mut complete)) = looked else { return Vec::new() };
+        let (wants, mut complete) = on_disk(wants).await;
         let mut requests: FuturesUnordered<_> = joined(wants).into_iter().map(|wants| self.request(wants)).collect();
         while let Some(completed) = requests.next().await {
             complete.extend(completed);
@@ -120,7 +119,13 @@ impl Supply {
     }
 }
 
-/// Takes what is on the disk. Blocks.
+/// Takes what is on the disk: what is missing, and the files that are complete.
+pub(super) async fn on_disk(wants: Vec<Want>) -> (Vec<Want>, Vec<Arc<Chunked>>) {
+    // Claims that are lost are told to those who wait.
+    tokio::task::spawn_blocking(move || look(wants)).await.unwrap_or_default()
+}
+
+/// Blocks.
 fn look(wants: Vec<Want>) -> (Vec<Want>, Vec<Arc<Chunked>>) {
     let (mut missing, mut complete) = (Vec::new(), Vec::new());
     for Want { claim, at, .. } in wants {
@@ -195,7 +200,7 @@ async fn attempt(transfer: &Transfer, wants: Vec<Want>, complete: &mut Vec<Arc<C
 }
 
 /// What became of a chunk's bytes: the file, if it is complete with them; or the want again, where they are false.
-type Checked = Result<Option<Arc<Chunked>>, (Want, Mismatch)>;
+pub(super) type Checked = Result<Option<Arc<Chunked>>, (Want, Mismatch)>;
 
 /// Puts chunks together from the pieces of a stream.
 struct Assembly {
@@ -245,7 +250,7 @@ impl Assembly {
 }
 
 /// Hashes a chunk, answers its readers and writes it. Blocks.
-fn verify(want: Want, bytes: Vec<u8>) -> Checked {
+pub(super) fn verify(want: Want, bytes: Vec<u8>) -> Checked {
     let Want { claim, at, false_times } = want;
     let file = claim.file().clone();
     match claim.accept(Unverified::new(bytes)) {

@@ -140,13 +140,22 @@ impl Transfer {
 
     /// The whole blob in order, over several ranges in flight. A server that ignores ranges is read in one go.
     pub fn ordered(&self) -> BoxStream<'static, Result<Unverified, FetchError>> {
-        self.first(self.blob.size)
+        self.ordered_from(0)
+    }
+
+    /// The blob from an offset on, likewise; of a server that ignores ranges, what comes before is dropped.
+    pub fn ordered_from(&self, offset: u64) -> BoxStream<'static, Result<Unverified, FetchError>> {
+        self.in_order(offset..self.blob.size)
     }
 
     /// The first `len` bytes in order, likewise.
     pub fn first(&self, len: u64) -> BoxStream<'static, Result<Unverified, FetchError>> {
+        self.in_order(0..len)
+    }
+
+    fn in_order(&self, all: Range<u64>) -> BoxStream<'static, Result<Unverified, FetchError>> {
         let this = self.clone();
-        let first = 0..len.min(RANGE);
+        let first = all.start..all.end.min(all.start.saturating_add(RANGE));
         if first.is_empty() {
             return stream::empty().boxed();
         }
@@ -155,9 +164,9 @@ impl Transfer {
             match this.range(first.clone()).await {
                 Ok(pieces) => {
                     let head = stream::iter(pieces.into_iter().map(Ok));
-                    head.chain(this.ranges(first.end..len)).boxed()
+                    head.chain(this.ranges(first.end..all.end)).boxed()
                 }
-                Err(error) if error.ignores_ranges() => this.sequential(len),
+                Err(error) if error.ignores_ranges() => this.sequential(all),
                 Err(error) => stream::once(async move { Err(error) }).boxed(),
             }
         };
@@ -179,23 +188,23 @@ impl Transfer {
             .try_flatten()
     }
 
-    /// The first `len` bytes from a request for the whole blob; after a break it starts again and drops what is there
-    /// already.
-    fn sequential(self, len: u64) -> BoxStream<'static, Result<Unverified, FetchError>> {
+    /// A part of the blob from a request for all of it; after a break it starts again and drops what is there already.
+    fn sequential(self, part: Range<u64>) -> BoxStream<'static, Result<Unverified, FetchError>> {
         struct State {
             transfer: Transfer,
             open: Option<ByteStream>,
+            /// Up to where the bytes are there.
             delivered: u64,
             skip: u64,
             counted: u64,
             pause: Pause,
         }
         let pause = Pause::new(self.limits.read_timeout);
-        let state = State { transfer: self, open: None, delivered: 0, skip: 0, counted: 0, pause };
+        let state = State { transfer: self, open: None, delivered: part.start, skip: 0, counted: part.start, pause };
         stream::try_unfold(state, move |mut state| async move {
             loop {
                 let size = state.transfer.blob.size;
-                let left = len - state.delivered;
+                let left = part.end - state.delivered;
                 if left == 0 {
                     return Ok(None);
                 }

@@ -2,7 +2,8 @@
 //!
 //! What the cache has whole is read from there. Else, where an index tells the chunks of an uncompressed layer, those
 //! that are wanted are fetched and verified one by one; a file of one chunk brings its missing neighbours along. Else
-//! the layer is fetched whole.
+//! the layer is fetched whole; and if there is no room for that, its index is known afterwards, and its chunks are fetched
+//! one by one, or, where it can only be read from its start on, as they pass.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -12,13 +13,15 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::complete::Pace;
 use super::{Known, LayerFetch, RowContent};
 use crate::archive::index::{Chunks, Head, Index};
 use crate::cache::Object;
 use crate::fetch::FetchError;
 use crate::fetch::chunks::{Chunked, Piece, Wait};
 use crate::fetch::flight::Flight;
-use crate::fetch::requests::{GAP, Supply, Want};
+use crate::fetch::requests::{self, GAP, Supply, Want};
+use crate::fetch::sequence::Reading;
 use crate::modelkit::Compression;
 use crate::object::{CHUNK_SIZE, ChunkList};
 
@@ -54,11 +57,12 @@ impl LayerFetch {
         } else if let Some(path) = self.streamed(row, end).await? {
             return Ok(RowContent::Staged(path));
         }
-        let index = self.fill().await?;
-        match self.object(index.head(), row).await? {
-            Some(object) => Ok(RowContent::Verified(Content::Object(object))),
-            None => Err(FetchError::Lost { what: format!("an object of {}", self.what()) }),
+        let known = Known::Derived(self.fill().await?);
+        if let Some(object) = self.object(known.head(), row).await? {
+            return Ok(RowContent::Verified(Content::Object(object)));
         }
+        // There was no room for it.
+        self.open_parts(&known, row).await.map(RowContent::Verified)
     }
 
     /// A range of a file that [`LayerFetch::content`] gave, which ends within it, piece by piece.
@@ -148,6 +152,9 @@ impl LayerFetch {
         let this = self.clone();
         tokio::spawn(async move {
             this.context.files.until_room().await;
+            if this.is_only_whole() {
+                return this.read_in_order(wants).await;
+            }
             if let Some(known) = this.known() {
                 wants = this.with_neighbours(known, row, wants).await;
             }
@@ -161,6 +168,22 @@ impl LayerFetch {
                 this.note_complete(file.list().object());
             }
         });
+    }
+
+    /// Gets chunks of a layer that can only be read from its start on, as its turn comes.
+    async fn read_in_order(self: &Arc<Self>, wants: Vec<Want>) {
+        let Some(index) = self.derived.get().cloned() else { return };
+        let (missing, complete) = requests::on_disk(wants).await;
+        for file in complete {
+            self.context.files.commit(&self.context.cache, file);
+        }
+        let Some(running) = self.sequence.ask(missing) else { return };
+        // One that is not to be had is dropped with those who wait, which tells them.
+        let Ok(_turn) = self.turn(Pace::Now).await else { return };
+        let transfers = self.transfers().into_iter().map(|(_, transfer)| transfer).collect();
+        Reading::new(self.layer.clone(), self.context.clone(), transfers, index, self.progress.clone())
+            .serve(running)
+            .await;
     }
 
     /// Adds to the wants for a file of one chunk those for its neighbours: those that lie wholly in the same window and
@@ -265,10 +288,14 @@ impl LayerFetch {
         if let Some(object) = self.object(known.head(), row).await? {
             return Ok(Some(Content::Object(object)));
         }
-        let whole = self.layer.compression != Compression::None || self.only_whole.load(Ordering::Relaxed);
-        if whole {
+        if self.is_only_whole() && !self.unstaged.is_recent() {
             return Ok(None);
         }
+        self.open_parts(known, row).await.map(Some)
+    }
+
+    /// Opens a file that is fetched chunk by chunk.
+    async fn open_parts(self: &Arc<Self>, known: &Known, row: usize) -> Result<Content, FetchError> {
         let what = || format!("a file of {}", self.what());
         let flight = {
             let mut opening = self.opening.lock().unwrap_or_else(|held| held.into_inner());
@@ -278,13 +305,7 @@ impl LayerFetch {
         let opened = flight.join(|| async move { this.open_chunked(&known, row).await }).await;
         // Opened anew the next time: until then it may have become an object, or been dropped.
         self.opening.lock().unwrap_or_else(|held| held.into_inner()).remove(&row);
-        match opened {
-            Ok(content) => Ok(Some(content)),
-            Err(error) => {
-                self.note_whole(&error);
-                Err(error)
-            }
-        }
+        opened.inspect_err(|error| self.note_whole(error))
     }
 
     async fn open_chunked(self: &Arc<Self>, known: &Known, row: usize) -> Result<Content, FetchError> {

@@ -33,12 +33,13 @@ use super::fill::Fill;
 use super::flight::Flight;
 use super::listing::{Listing, Probe};
 use super::named::Named;
-use super::staged::StagedView;
+use super::sequence::Sequence;
+use super::staged::{StagedView, Unstaged};
 use super::transfer::{Persistence, Transfer};
 use super::{Context, FetchError, Verify};
 use crate::archive::index::{Head, Index};
 use crate::cache::{Cache, CacheError};
-use crate::modelkit::Layer;
+use crate::modelkit::{Compression, Layer};
 use crate::object::ObjectDigest;
 use crate::source::{BlobId, Source};
 
@@ -144,6 +145,10 @@ pub struct LayerFetch {
     /// Held once more by each pass over the whole layer.
     reading: Arc<()>,
     view: Option<Arc<StagedView>>,
+    /// Why its files could not be staged.
+    unstaged: Arc<Unstaged>,
+    /// Chunks that are waited for where it can only be read from its start on.
+    sequence: Arc<Sequence>,
     poison: Mutex<Poison>,
     /// Files that are being opened, by row.
     opening: Mutex<HashMap<usize, Arc<Flight<Content>>>>,
@@ -178,6 +183,8 @@ impl LayerFetch {
             lacking: Lacking::default(),
             reading: Arc::default(),
             view: (context.verify == Verify::Stream).then(|| Arc::new(StagedView::new())),
+            unstaged: Arc::default(),
+            sequence: Arc::default(),
             poison: Mutex::default(),
             opening: Mutex::default(),
             small: OnceLock::new(),
@@ -213,6 +220,17 @@ impl LayerFetch {
     /// Why the layer is refused, if it is.
     pub fn poisoned(&self) -> Option<String> {
         self.lock_poison().layer.clone()
+    }
+
+    /// Why there was no room for all of the layer, if there was not: then it has been read for its index alone, and its
+    /// files are fetched again when they are read.
+    pub fn unstaged(&self) -> Option<String> {
+        self.unstaged.why()
+    }
+
+    /// Whether a part of it can't be had without what comes before.
+    fn is_only_whole(&self) -> bool {
+        self.layer.compression != Compression::None || self.only_whole.load(Ordering::Relaxed)
     }
 
     /// Bytes of the layer received so far; changes while it is being fetched, whole or in part.
@@ -361,6 +379,8 @@ impl LayerFetch {
             context: self.context.clone(),
             progress: self.progress.clone(),
             view: self.view.clone(),
+            in_parts: !self.is_only_whole(),
+            unstaged: self.unstaged.clone(),
         }
     }
 
