@@ -113,7 +113,7 @@ fn eight_processes_read_four_kits_at_random_through_a_cache_of_a_third_of_them()
     /// How long, in seconds, where somebody wants to know better.
     const SECONDS: &str = "KITFS_TEST_SECONDS";
     /// Four chunks in hand for each process: written, and not yet counted by who looks.
-    const IN_FLIGHT: u64 = 8 * 4 << 20;
+    const IN_FLIGHT: u64 = (8 * 4) << 20;
     let seconds = std::env::var(SECONDS).map_or(15, |text| text.parse().expect("a number of seconds"));
     let server = FaultServer::empty("team/kit");
     let sizes: Vec<_> = [9 * MIB + 5, 5 * MIB].into_iter().chain((0..40).map(|at| 20_000 + at * 40_000)).collect();
@@ -151,12 +151,8 @@ fn eight_processes_read_four_kits_at_random_through_a_cache_of_a_third_of_them()
         assert!(ended.iter().all(Result::is_ok), "{}", kitfs.logs());
     });
     let (most, read) = (most.into_inner(), read.into_inner());
-    println!(
-        "{read} bytes read in {seconds} s through a cache of {limit}, which held {most} at most; {} fetched",
-        server.bytes()
-    );
-    assert!(read > all, "{read} bytes read of {all}");
-    assert!(most <= limit + IN_FLIGHT, "the cache held {most}, with a limit of {limit}");
+    let told = format!("{read} bytes read, {} fetched, {most} held, with a limit of {limit}", server.bytes());
+    assert!(read > all && most <= limit + IN_FLIGHT, "{told}");
     let held = du(&kitfs.cache());
     assert!(held <= limit, "nothing is in flight, and the cache holds {held}, with a limit of {limit}");
     assert!(held > limit / 2, "more went than had to: {held} of {limit}");

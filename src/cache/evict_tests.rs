@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::{Limit, Settings};
 use super::*;
+use crate::cache::{Limit, Settings};
 
 const KIB: u64 = 1 << 10;
 

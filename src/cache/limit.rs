@@ -1,56 +1,33 @@
 //! How much the cache may hold, and what happens when there is no room.
 //!
 //! There is no account that processes share, as it could go stale: what the cache holds is counted on the disk
-//! ([`super::usage`]). Between two counts a process knows what it has written itself, and takes from an allowance that
-//! is small enough for others to have one too; and the free space of the file system tells what others do.
+//! ([`super::usage`]). Between two counts a process takes what it writes from an allowance ([`super::room`]), which is
+//! small enough for others to have one too.
 //!
 //! Nobody writes above a high-water mark below the limit: what lies between them is for what others write before they
 //! count again. At the mark eviction begins, and goes down to a low-water mark, so that not every write has to evict.
 //! Where all there is is in use or kept, the cache is full. It is full, too, when the disk says so. While it is full
 //! nothing is written, nothing fails, and once a second somebody looks again.
 //!
-//! Locks: a plain mutex around what is known, held by one thread of a process while it counts and evicts; others wait
-//! for it, for the local disk and nothing else. Under it `evict.lock` and those of files ([`super::evict`]).
+//! Locks: the mutex of the room is held by one thread of a process while it counts and evicts; others wait for it, for the
+//! local disk and nothing else. Under it `evict.lock` and those of files ([`super::evict`]).
 
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::path::Path;
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
-use rustix::fs::{FallocateFlags, OFlags};
-
-use super::{Cache, CacheError, io_error};
+use super::room::{CHUNK, Disk, Full, Growth};
+use super::usage::Item;
+use super::{Cache, CacheError};
 use crate::units::format_size;
 
 /// Eviction begins when the cache holds so much of its limit, in percent. Eight processes that count at the same time and
-/// then use up their allowances ([`SHARE`]) need half of the rest.
+/// then use up their allowances ([`super::room`]) need half of the rest.
 const HIGH: u64 = 95;
 /// And it goes down to so much: a twentieth of the cache goes at once, so that looking for what goes is rare.
 const LOW: u64 = 90;
 /// A full cache has room again when it holds less than so much: well below the mark, so that this does not change with
 /// every file that is closed.
 const AGAIN: u64 = 92;
-/// What a process may write before it counts again is this part of what was left up to the limit.
-const SHARE: u64 = 16;
-/// Free space that falls by this part of what lies between mark and limit, more than by our own writes, tells that
-/// others write: then it is time to count.
-const FALLEN: u64 = 4;
-/// How often a process that writes looks at the free space.
-const LOOK: Duration = Duration::from_millis(100);
-/// A count is not relied upon for longer,
-const STALE: Duration = Duration::from_secs(30);
-/// or for so many times as long as it took, so that counting a million files takes a fiftieth of the time.
-const WORTH: u32 = 50;
-/// How often a full cache is tried.
-const RETRY: Duration = Duration::from_secs(1);
-/// A full disk has room again when so much is free, or a sixteenth of it: less would be used up in a moment.
-const ROOM: u64 = 64 << 20;
-/// What is asked of a disk to see whether it has room again: a chunk.
-const CHUNK: u64 = 1 << 20;
-/// What a file takes is counted in blocks of this size, the usual one.
-const BLOCK: u64 = 4096;
 
 /// How much the cache may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,19 +41,6 @@ pub enum Limit {
     KeepFree(u8),
 }
 
-/// What is being written: counts as held until it is dropped, by then it is on the disk and counted there.
-#[derive(Debug)]
-pub(super) struct Growth<'a> {
-    room: &'a Room,
-    bytes: u64,
-}
-
-impl Drop for Growth<'_> {
-    fn drop(&mut self) {
-        self.room.in_flight.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
 /// What a limit comes to at a moment, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marks {
@@ -86,14 +50,6 @@ pub struct Marks {
     pub high: u64,
     /// Where it ends.
     pub low: u64,
-}
-
-/// A file system.
-#[derive(Debug, Clone, Copy)]
-struct Disk {
-    total: u64,
-    /// What may be used without privilege: what is kept for root is not ours.
-    free: u64,
 }
 
 impl Limit {
@@ -112,203 +68,10 @@ fn part(of: u64, percent: u64) -> u64 {
     (u128::from(of) * u128::from(percent) / 100) as u64
 }
 
-/// What this process knows of the room there is.
-#[derive(Debug)]
-pub(super) struct Room {
-    root: PathBuf,
-    /// What may be written before somebody counts again.
-    allowance: AtomicU64,
-    /// What is being written by those who were allowed to.
-    in_flight: AtomicU64,
-    /// When somebody looks at the disk again, in milliseconds since `opened`.
-    look_at: AtomicU64,
-    opened: Instant,
-    full: AtomicBool,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    counted: Option<Counted>,
-    full: Option<Full>,
-}
-
-/// What a count gave.
-#[derive(Debug)]
-struct Counted {
-    marks: Marks,
-    allowance: u64,
-    free: u64,
-    at: Instant,
-    took: Duration,
-}
-
-#[derive(Debug, Clone)]
-struct Full {
-    why: String,
-    /// Whether the disk said so, and not the limit.
-    by_disk: bool,
-    /// When it is tried again.
-    again: Instant,
-}
-
-impl Room {
-    pub(super) fn new(root: &Path) -> Self {
-        Self {
-            root: root.to_owned(),
-            allowance: AtomicU64::new(0),
-            in_flight: AtomicU64::new(0),
-            look_at: AtomicU64::new(0),
-            opened: Instant::now(),
-            full: AtomicBool::new(false),
-            state: Mutex::default(),
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
-    }
-
-    /// Whether it is time to look at the disk.
-    fn is_due(&self) -> bool {
-        self.opened.elapsed().as_millis() as u64 >= self.look_at.load(Ordering::Relaxed)
-    }
-
-    /// Takes from the allowance, if that is known to be good.
-    fn take(&self, bytes: u64) -> bool {
-        let taken = |left: u64| left.checked_sub(bytes);
-        !self.is_full()
-            && !self.is_due()
-            && self.allowance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
-    }
-
-    /// Counts what is written without asking: too little to be worth a look at the disk.
-    pub(super) fn count(&self, bytes: u64) -> Growth<'_> {
-        let bytes = bytes.next_multiple_of(BLOCK);
-        let taken = |left: u64| Some(left.saturating_sub(bytes));
-        let _ = self.allowance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken);
-        self.growth(bytes)
-    }
-
-    fn growth(&self, bytes: u64) -> Growth<'_> {
-        self.in_flight.fetch_add(bytes, Ordering::Relaxed);
-        Growth { room: self, bytes }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|held| held.into_inner())
-    }
-
-    fn disk(&self) -> Result<Disk, CacheError> {
-        let found = rustix::fs::statvfs(&self.root).map_err(|error| io_error("stat", &self.root)(error.into()))?;
-        Ok(Disk { total: found.f_blocks * found.f_frsize, free: found.f_bavail * found.f_frsize })
-    }
-
-    /// Whether a disk that was full takes more: by its own account, and then by trying, as an account knows no quotas.
-    fn disk_has_room(&self) -> bool {
-        let Ok(disk) = self.disk() else { return false };
-        disk.free >= ROOM.min(disk.total / 16) && probe(&self.root).is_ok()
-    }
-
-    /// Remembers that the disk is full, where that is what an error says.
-    pub(super) fn noted(&self, error: CacheError) -> CacheError {
-        if let CacheError::Full { why, .. } = &error {
-            let mut state = self.state();
-            if state.full.is_none() {
-                // At once, as there may be something to evict.
-                self.fill(&mut state, Full { why: why.clone(), by_disk: true, again: Instant::now() });
-            }
-        }
-        error
-    }
-
-    fn fill(&self, state: &mut State, full: Full) {
-        if state.full.is_none() {
-            tracing::warn!(
-                "the cache keeps nothing more for now, and what is not in it is fetched whenever it is read: {}",
-                full.why
-            );
-        }
-        self.look_after(full.again.saturating_duration_since(Instant::now()));
-        state.full = Some(full);
-        self.full.store(true, Ordering::Relaxed);
-    }
-
-    fn has_room_again(&self, state: &mut State) {
-        if state.full.take().is_some() {
-            tracing::info!("the cache has room again");
-        }
-        self.full.store(false, Ordering::Relaxed);
-    }
-
-    /// Sets what may be written before the next count.
-    fn allow(&self, state: &mut State, marks: Marks, held: u64, began: Instant) -> Result<(), CacheError> {
-        let allowance = marks.limit.saturating_sub(held) / SHARE;
-        let free = self.disk()?.free;
-        state.counted = Some(Counted { marks, allowance, free, at: Instant::now(), took: began.elapsed() });
-        self.allowance.store(allowance, Ordering::Relaxed);
-        self.look_after(LOOK);
-        Ok(())
-    }
-
-    /// Whether the last count still tells what there is, as far as the disk knows.
-    fn counted_still_holds(&self, state: &State, disk: Disk) -> bool {
-        let left = self.allowance.load(Ordering::Relaxed);
-        let holds = state.counted.as_ref().is_some_and(|counted| counted.holds(disk, left));
-        if holds {
-            self.look_after(LOOK);
-        }
-        holds
-    }
-
-    fn look_after(&self, time: Duration) {
-        let next = self.opened.elapsed() + time;
-        self.look_at.store(next.as_millis() as u64, Ordering::Relaxed);
-    }
-}
-
-impl Full {
-    fn error(&self, path: &Path) -> CacheError {
-        CacheError::Full { path: path.to_owned(), why: self.why.clone() }
-    }
-}
-
-impl Counted {
-    fn holds(&self, disk: Disk, left: u64) -> bool {
-        let own = self.allowance.saturating_sub(left);
-        let slack = self.marks.limit - self.marks.high;
-        let fallen = self.free.saturating_sub(disk.free);
-        self.at.elapsed() < STALE.max(self.took * WORTH) && fallen <= own + slack / FALLEN
-    }
-}
-
-/// Asks the disk for a chunk, in a file that has no name any more.
-fn probe(root: &Path) -> io::Result<()> {
-    let mut options = fs::OpenOptions::new();
-    options.read(true).write(true).mode(0o600);
-    let nameless = options.clone().custom_flags(OFlags::TMPFILE.bits().cast_signed()).open(root);
-    let file = match nameless {
-        Ok(file) => file,
-        // A file system that has no such files: one that loses its name at once.
-        Err(_) => {
-            let path = root.join(format!("room.{}.tmp", std::process::id()));
-            let _ = fs::remove_file(&path);
-            let file = options.create_new(true).open(&path)?;
-            fs::remove_file(&path)?;
-            file
-        }
-    };
-    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, CHUNK) {
-        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 impl Cache {
-    /// Says that a file of the cache grows by so many bytes for as long as what is returned is held. Makes room for them where there is none, which
-    /// may take a while: belongs on a thread that may wait. [`CacheError::Full`] where there is none to be made.
+    /// Says that a file of the cache grows by so many bytes while what is returned is held. Makes room for them where there
+    /// is none, which may take a while: belongs on a thread that may wait. [`CacheError::Full`] where none is to be made.
     pub(super) fn grow(&self, path: &Path, bytes: u64) -> Result<Growth<'_>, CacheError> {
-        let bytes = bytes.next_multiple_of(BLOCK);
         if (self.settings.limit == Limit::None && !self.room.is_full()) || self.room.take(bytes) {
             return Ok(self.room.growth(bytes));
         }
@@ -366,44 +129,44 @@ impl Cache {
     /// Looks whether there is room for more bytes.
     fn look(&self, bytes: u64) -> Result<Growth<'_>, CacheError> {
         let room = &*self.room;
-        let mut state = room.state();
-        let full = match &mut state.full {
+        let Some(mut state) = room.state_to_look() else {
+            return Err(CacheError::Full { path: self.root.clone(), why: "it was full a moment ago".to_owned() });
+        };
+        let full = match &state.full {
             // Another thread may have looked meanwhile.
             None if room.take(bytes) => return Ok(room.growth(bytes)),
             Some(full) if Instant::now() < full.again => return Err(full.error(&self.root)),
-            Some(full) => {
-                full.again = Instant::now() + RETRY;
-                room.look_after(RETRY);
-                Some(full.clone())
-            }
-            None => None,
+            full => full.clone(),
         };
+        let began = Instant::now();
         let disk = room.disk()?;
         if full.is_none() && room.counted_still_holds(&state, disk) && room.take(bytes) {
             return Ok(room.growth(bytes));
         }
-        let still_full = |full: &&Full| full.by_disk && !room.disk_has_room();
+        let by_disk = full.as_ref().is_some_and(|full| full.by_disk);
         let evicts_for_disk = matches!(self.settings.limit, Limit::KeepFree(_));
-        if !evicts_for_disk && let Some(full) = full.as_ref().filter(still_full) {
-            return Err(full.error(&self.root));
+        if let Some(full) = &full
+            && by_disk
+            && !evicts_for_disk
+            && !room.disk_has_room()
+        {
+            return Err(room.fill(&mut state, full.clone(), began));
         }
         // Whoever else writes waits for the outcome.
-        room.allowance.store(0, Ordering::Relaxed);
-        let began = Instant::now();
-        let by_disk = full.as_ref().is_some_and(|full| full.by_disk);
+        room.stop();
         let Some((held, marks)) = self.count_and_evict(bytes, disk, by_disk)? else {
             room.has_room_again(&mut state);
             return Ok(room.growth(bytes));
         };
-        if let Some(full) = full.as_ref().filter(still_full) {
-            return Err(full.error(&self.root));
+        if let Some(full) = &full
+            && by_disk
+            && !room.disk_has_room()
+        {
+            return Err(room.fill(&mut state, full.clone(), began));
         }
         let most = if full.is_some() { part(marks.limit, AGAIN) } else { marks.high };
         if held + bytes > most {
-            let full = Full { why: self.limit_reached(marks), by_disk: false, again: Instant::now() + RETRY };
-            let error = full.error(&self.root);
-            room.fill(&mut state, full);
-            return Err(error);
+            return Err(room.fill(&mut state, Full::by_limit(self.limit_reached(marks)), began));
         }
         room.has_room_again(&mut state);
         room.allow(&mut state, marks, held + bytes, began)?;
@@ -415,7 +178,7 @@ impl Cache {
         if self.settings.limit == Limit::None {
             return Ok(None);
         }
-        let in_flight = self.room.in_flight.load(Ordering::Relaxed);
+        let in_flight = self.room.in_flight();
         let held = in_flight + self.usage()?.bytes();
         let Some(marks) = self.settings.limit.marks(held, disk) else { return Ok(None) };
         let target = if by_disk {
@@ -455,21 +218,21 @@ impl Cache {
         let began = Instant::now();
         let mut kept = 0;
         let never = (self.settings.policy.protected)(self)?.never;
-        let is_kept = |item: &super::usage::Item| item.object().is_some_and(|object| never.contains(&object));
+        let is_kept = |item: &Item| item.object().is_some_and(|object| never.contains(&object));
         let mut held = self.scan(|item| kept += if is_kept(&item) { item.bytes } else { 0 })?.bytes();
         let Some(marks) = self.settings.limit.marks(held, disk) else { return Ok(()) };
-        if bytes > marks.limit.saturating_sub(kept) {
-            let [wanted, limit, kept] = [bytes, marks.limit, kept].map(format_size);
+        let [wanted, limit, kept_size] = [bytes, marks.limit, kept].map(format_size);
+        if kept + bytes > marks.high {
             return full(format!(
-                "{wanted} are to be staged at once, its limit is {limit}, and {kept} of that are kept; \
-                 a larger --cache-size would do"
+                "{wanted} are to be staged at once, its limit is {limit}, and {kept_size} of that are kept; \
+                 choose a larger --cache-size"
             ));
         }
         if held + bytes > marks.high {
             held = self.evict_or_wait(marks.low.saturating_sub(bytes))?;
         }
-        if held + bytes > marks.limit {
-            let [wanted, limit, held] = [bytes, marks.limit, held].map(format_size);
+        if held + bytes > marks.high {
+            let held = format_size(held);
             return full(format!(
                 "{wanted} are to be staged at once, its limit is {limit}, and {held} of that are in use or kept"
             ));

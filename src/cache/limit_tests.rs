@@ -1,11 +1,11 @@
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
-use super::super::{Policy, Protected, Settings};
 use super::*;
+use crate::cache::{Partial, Policy, Protected, Settings};
 use crate::digest::{Digest, Unverified};
-use crate::object::{CHUNK_SIZE, ChunkList, ObjectDigest};
+use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
 
 const MIB: u64 = 1 << 20;
 /// What is written at once in these tests.
@@ -27,7 +27,7 @@ fn held(cache: &Cache) -> u64 {
 }
 
 /// Content of `PIECE` bytes, its list, and its one chunk.
-fn piece(number: u64) -> (ChunkList<Bytes>, crate::object::VerifiedChunk) {
+fn piece(number: u64) -> (ChunkList<Bytes>, VerifiedChunk) {
     let bytes: Vec<u8> = (0..PIECE / 8).flat_map(|at| (at ^ number << 32).to_le_bytes()).collect();
     let list = ChunkList::new(PIECE, Bytes::copy_from_slice(Digest::of(&bytes).as_bytes())).expect("one chunk");
     let chunk = list.verify(0, Unverified::new(bytes)).expect("a chunk").expect("its bytes");
@@ -35,7 +35,7 @@ fn piece(number: u64) -> (ChunkList<Bytes>, crate::object::VerifiedChunk) {
 }
 
 /// Keeps a small file; it stays open as long as what is returned.
-fn keep(cache: &Cache, number: u64) -> Result<super::super::Partial, CacheError> {
+fn keep(cache: &Cache, number: u64) -> Result<Partial, CacheError> {
     let (list, chunk) = piece(number);
     let partial = cache.partial(list);
     assert!(partial.write(cache, &chunk)?);
@@ -57,20 +57,6 @@ fn a_limit_has_marks_below_it_and_free_space_makes_one() {
     assert_eq!(limit(300, 100), 200, "100 are to go");
     assert_eq!(limit(50, 100), 0, "others use more than the cache could make up for");
     assert_eq!(Limit::Bytes(u64::MAX).marks(0, disk(0)).expect("a limit").high, (u64::MAX as u128 * 95 / 100) as u64);
-}
-
-#[test]
-fn a_count_holds_until_it_is_old_or_others_write() {
-    let marks = Marks { limit: 1000, high: 900, low: 800 };
-    let counted = |at, took| Counted { marks, allowance: 50, free: 5000, at, took };
-    let fresh = counted(Instant::now(), Duration::from_millis(1));
-    let disk = |free| Disk { total: 10_000, free };
-    assert!(fresh.holds(disk(5000), 50) && fresh.holds(disk(9000), 0));
-    assert!(fresh.holds(disk(4945), 20), "30 are our own, and 25 by others are no sign");
-    assert!(!fresh.holds(disk(4944), 20), "26 are one");
-    let Some(minute) = Instant::now().checked_sub(Duration::from_secs(60)) else { return };
-    assert!(!counted(minute, Duration::from_secs(1)).holds(disk(5000), 50));
-    assert!(counted(minute, Duration::from_secs(2)).holds(disk(5000), 50), "it took two seconds");
 }
 
 #[test]
@@ -146,7 +132,7 @@ fn a_cache_that_is_all_in_use_is_full_says_so_and_has_room_again_when_it_is_not(
     open.clear();
     let start = Instant::now();
     while keep(&cache, 200).is_err() {
-        assert!(start.elapsed() < RETRY * 3, "it does not try again");
+        assert!(start.elapsed() < Duration::from_secs(3), "it does not try again");
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(!cache.is_full() && cache.fullness().is_none());
@@ -201,27 +187,16 @@ fn room_is_made_for_what_is_staged_or_it_is_said_that_there_can_not_be() {
 
 #[test]
 fn many_threads_that_find_the_cache_full_wait_for_one_of_them_and_for_no_lock_of_the_kernel() {
-    let (dir, cache) = limited(Limit::Bytes(2 * MIB));
+    let (dir, cache) = limited(Limit::Bytes(8 * MIB));
     let cache = std::sync::Arc::new(cache);
     let start = Instant::now();
     std::thread::scope(|scope| {
         for thread in 0..16_u64 {
             let cache = cache.clone();
-            scope.spawn(move || (0..20).for_each(|number| drop(keep(&cache, thread * 100 + number).expect("room"))));
+            scope.spawn(move || (0..30).for_each(|number| drop(keep(&cache, thread * 100 + number).expect("room"))));
         }
     });
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
-    assert!(held(&cache) <= 2 * MIB + 16 * PIECE);
+    assert!(held(&cache) <= 8 * MIB + 16 * PIECE);
     drop(dir);
-}
-
-#[test]
-fn the_disk_is_asked_for_a_chunk_and_keeps_nothing_of_it() {
-    let (_dir, cache) = limited(Limit::None);
-    let before = held(&cache);
-    probe(cache.root()).expect("there is room");
-    assert_eq!(held(&cache), before);
-    assert!(u64::from(CHUNK_SIZE) <= CHUNK);
-    let gone = cache.root().join("gone");
-    assert!(probe(&gone).is_err());
 }

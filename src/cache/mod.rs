@@ -26,7 +26,7 @@
 //!
 //! Locks: `flock` on `incoming/<key>/lock` (exclusive, while something is staged there), on a temporary file (exclusive,
 //! while it is written) and on an open object or partial file (shared). None is waited for and none is taken while another
-//! is held, but for the exclusive ones of what is evicted under `evict.lock`, and that one under the mutex of [`limit`].
+//! is held, but for the exclusive ones of what is evicted under `evict.lock`, and that one under a mutex ([`limit`]).
 //!
 //! All calls block on the disk: call them from a blocking thread.
 
@@ -44,6 +44,7 @@ mod map;
 mod objects;
 mod partial;
 pub mod resume;
+mod room;
 mod small;
 pub mod staging;
 mod usage;
@@ -70,8 +71,8 @@ pub use staging::{Sealed, StagedFile, StagedNumber, StagedState, Staging};
 pub use usage::{Amount, Area, Usage};
 
 use crate::object::ObjectDigest;
-use limit::Room;
 use lower::Lower;
+use room::Room;
 
 /// A cache directory.
 #[derive(Debug)]
@@ -241,8 +242,8 @@ impl Cache {
         let cache = Self { root: root.to_owned(), settings, room: Arc::new(Room::new(root)), lower, staged, counter };
         cache.check_format(also_damaged)?;
         cache.close_to_others()?;
-        // While there is room for it.
-        cache.open_eviction_lock()?;
+        // Made while there is room for it; a disk that is read-only has no use for it.
+        let _ = cache.open_eviction_lock();
         cache.sweep_incoming();
         Ok(cache)
     }

@@ -20,9 +20,9 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::{FlockOperation, OFlags, RenameFlags, flock};
 
 use super::files::{make_dir, new_file, rename_over};
-use super::limit::Room;
 use super::objects::is_file_of;
 use super::resume::{self, Beside, Kept, Left, Reached};
+use super::room::Room;
 use super::{Cache, CacheError, Removed, io_error};
 use crate::digest::{Digest, Proof};
 use crate::object::ObjectDigest;
