@@ -245,3 +245,29 @@ fn in_the_foreground_it_serves_until_a_signal_or_an_unmount() {
         assert_left(&kitfs, &dir, pid);
     }
 }
+
+#[test]
+fn under_sudo_each_command_says_once_whose_cache_and_credentials_it_uses() {
+    if !rustix::process::geteuid().is_root() {
+        // The note is root's: nobody else is under sudo in this sense.
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let layout = format!("oci:{}:1.2", support::data("layouts/tiny-llm").display());
+    let cache = kitfs.cache();
+    let dir = kitfs.path("mnt");
+    let dir = dir.to_str().expect("UTF-8");
+    let commands: [&[&str]; 4] =
+        [&["ls", &layout], &["resolve", &layout], &["inspect", &layout], &["mount", &layout, dir]];
+    for arguments in commands {
+        let output = kitfs.command(arguments).env("SUDO_USER", "alice").output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        assert_eq!(said.matches("under sudo").count(), 1, "{arguments:?}: {said}");
+        assert!(said.contains("not alice") && said.contains(cache.to_str().expect("UTF-8")), "{said}");
+        let output = kitfs.command(arguments).env("SUDO_USER", "root").output().expect("runs");
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("under sudo"));
+    }
+    kitfs.ok(&["unmount", dir]);
+    assert!(!kitfs.logs().contains("under sudo"), "the daemon says it too");
+}

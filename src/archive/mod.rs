@@ -15,7 +15,7 @@ pub mod inflate;
 pub mod listing;
 pub mod stream;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod testing_trees;
 pub mod walker;

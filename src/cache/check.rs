@@ -100,7 +100,7 @@ impl Item {
         &self.path
     }
 
-    /// How many bytes a check reads, and tells of.
+    /// About how many bytes a check reads and tells of.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -175,7 +175,8 @@ impl Cache {
                 let kind = kind(&name).filter(|_| is_here).unwrap_or(Kind::Stray);
                 let Ok(found) = entry.metadata() else { continue };
                 let len = match kind {
-                    Kind::Stray => 0,
+                    // Too small to tell of.
+                    Kind::Stray | Kind::List(_) | Kind::Tag(_) | Kind::Kit(_) | Kind::Served(_) => 0,
                     // Holes are not read.
                     Kind::Partial(_) => found.len().min(found.blocks() * 512),
                     _ => found.len(),
@@ -447,3 +448,7 @@ fn take_back(path: &Path, damage: &Damage) -> Result<Option<usize>, CacheError> 
     file.sync_data().map_err(io_error("sync", path))?;
     Ok(Some(count))
 }
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

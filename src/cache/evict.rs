@@ -62,7 +62,9 @@ pub enum Small {
     Blob(Digest),
     /// A derived index by its key.
     Index(Digest),
-    /// What is recorded of a kit, by its manifest's digest.
+    /// What a name led to, by the digest of the name.
+    Tag(Digest),
+    /// What is recorded of a kit, by its manifest's digest. The last, as it tells of the others.
     Kit(Digest),
 }
 
@@ -151,6 +153,7 @@ impl Cache {
         match small {
             Small::Blob(digest) => self.spread("blobs/sha256", &digest.hex()),
             Small::Index(key) => self.spread("indexes", &key.hex()),
+            Small::Tag(name) => self.spread("tags", &name.hex()),
             Small::Kit(digest) => self.spread("kits", &digest.hex()),
         }
     }
@@ -181,6 +184,7 @@ impl Small {
         match self {
             Self::Blob(_) => Area::Blobs,
             Self::Index(_) => Area::Indexes,
+            Self::Tag(_) => Area::Tags,
             Self::Kit(_) => Area::Kits,
         }
     }

@@ -193,3 +193,7 @@ pub(super) fn identity_of(path: &Path) -> Option<Identity> {
 pub(super) fn identity(found: &fs::Metadata) -> Identity {
     (found.dev(), found.ino())
 }
+
+#[cfg(test)]
+#[path = "files_tests.rs"]
+mod tests;

@@ -1,12 +1,16 @@
 //! Which files belong to a kit, as whoever opened the kit has told; and which kit a directory serves, or served before.
 //! Small JSON files; one that can't be read counts as absent. The modification time says when a kit was last used.
+//!
+//! What is noted of a kit is added to what was noted before, under the lock of `kits.lock`: else of two processes that
+//! open one kit at once, the later one would undo what the earlier one said, and that may be that the kit is kept.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
 use super::map::contents;
@@ -15,6 +19,14 @@ use crate::digest::Digest;
 
 /// So many names of a kit are remembered, the latest: more tags than a kit carries.
 const NAMES: usize = 16;
+
+/// The file whose lock is the records'.
+const LOCK: &str = "kits.lock";
+
+/// How often the lock is tried, and how long is waited between: two seconds in all. Whoever holds it reads and writes a
+/// file of some KiB.
+const TRIES: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What belongs to a kit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +52,9 @@ pub struct LayerRecord {
     pub size: u64,
     /// Its path in the kit.
     pub path: String,
+    /// What stands in the kit before each name in its archive; nothing but in old kits.
+    #[serde(default)]
+    pub prefix: String,
     /// The key of its derived index.
     pub index_key: Digest,
     /// The index that is named for it, and the head of that index: blobs, where they are in the cache.
@@ -50,10 +65,13 @@ pub struct LayerRecord {
 
 /// Which kits a directory serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Served {
-    dir: String,
-    now: Digest,
-    before: Option<Digest>,
+pub struct Served {
+    /// The directory.
+    pub dir: PathBuf,
+    /// The kit that was mounted there last.
+    pub now: Digest,
+    /// The other kit that was mounted there before it.
+    pub before: Option<Digest>,
 }
 
 impl KitRecord {
@@ -62,26 +80,25 @@ impl KitRecord {
         self.layers.iter().any(|layer| layer.kept)
     }
 
-    /// Adds what an older record of the same kit knew.
-    fn add(&mut self, older: Self) {
-        for reference in older.references.into_iter().rev() {
-            if !self.references.contains(&reference) {
-                self.references.insert(0, reference);
-            }
-        }
+    /// Adds what a newer record of the same kit tells.
+    fn add(&mut self, newer: Self) {
+        self.references.retain(|known| !newer.references.contains(known));
+        self.references.extend(newer.references);
         let surplus = self.references.len().saturating_sub(NAMES);
         self.references.drain(..surplus);
-        for blob in older.blobs {
+        self.repository = newer.repository;
+        for blob in newer.blobs {
             if !self.blobs.contains(&blob) {
                 self.blobs.push(blob);
             }
         }
-        for layer in older.layers {
+        for layer in newer.layers {
             let same = |known: &&mut LayerRecord| (known.digest, &known.path) == (layer.digest, &layer.path);
             match self.layers.iter_mut().find(same) {
+                // The key of the index changes with the way archives are read.
                 Some(known) => {
-                    known.kept |= layer.kept;
-                    known.named = known.named.or(layer.named);
+                    *known =
+                        LayerRecord { kept: known.kept || layer.kept, named: layer.named.or(known.named), ..layer };
                 }
                 None => self.layers.push(layer),
             }
@@ -91,20 +108,17 @@ impl KitRecord {
 
 impl Cache {
     /// Notes what belongs to a kit, together with what was noted before, and that it is used now.
-    pub fn note_kit(&self, mut record: KitRecord) -> Result<(), CacheError> {
+    pub fn note_kit(&self, record: KitRecord) -> Result<(), CacheError> {
         let path = self.spread("kits", &record.digest.hex());
+        let _lock = self.lock_records()?;
         let older = read::<KitRecord>(&path)?.filter(|older| older.digest == record.digest);
-        if let Some(older) = older {
-            let known = older.clone();
-            record.add(older);
-            if known == record {
-                return touch(&path);
-            }
-        }
-        self.write_json(&path, &record)
+        let Some(older) = older else { return self.write_json(&path, &record) };
+        let mut merged = older.clone();
+        merged.add(record);
+        if merged == older { touch(&path) } else { self.write_json(&path, &merged) }
     }
 
-    /// All kits that are known, with the times when they were last used.
+    /// All kits that are known, with the times when they were last used, the latest last.
     pub fn kits(&self) -> Result<Vec<(KitRecord, SystemTime)>, CacheError> {
         let mut kits = Vec::new();
         for path in self.files_of("kits")? {
@@ -119,35 +133,58 @@ impl Cache {
         Ok(kits)
     }
 
-    /// Forgets that a kit is kept, or the whole record of it.
+    /// Forgets what belongs to a kit, and that it is kept.
     pub fn forget_kit(&self, digest: &Digest) -> Result<(), CacheError> {
-        let path = self.spread("kits", &digest.hex());
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(error)),
-            _ => Ok(()),
+        let _lock = self.lock_records()?;
+        remove(&self.spread("kits", &digest.hex()))
+    }
+
+    /// Takes the lock of the records. It is held for a moment by all who take it, so it is tried for a while.
+    fn lock_records(&self) -> Result<File, CacheError> {
+        let path = self.root.join(LOCK);
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path);
+        let file = file.map_err(io_error("open", &path))?;
+        for _ in 0..TRIES {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(PAUSE),
+                Err(error) => return Err(io_error("lock", &path)(error.into())),
+            }
         }
+        let busy = io::Error::new(io::ErrorKind::ResourceBusy, "another process does not let go of it");
+        Err(io_error("lock", &path)(busy))
     }
 
     /// Notes which kit a directory serves from now on.
     pub fn note_served(&self, dir: &Path, digest: &Digest) -> Result<(), CacheError> {
-        let dir = dir.to_string_lossy().into_owned();
-        let path = self.spread("served", &Digest::of(dir.as_bytes()).hex());
+        let path = self.served_path(dir);
         let known = read::<Served>(&path)?.filter(|known| known.dir == dir);
         let before = match known {
             Some(known) if known.now == *digest => return touch(&path),
             Some(known) => Some(known.now),
             None => None,
         };
-        self.write_json(&path, &Served { dir, now: *digest, before })
+        self.write_json(&path, &Served { dir: dir.to_owned(), now: *digest, before })
     }
 
-    /// The kits that directories served before their present ones.
-    pub fn served_before(&self) -> Result<Vec<Digest>, CacheError> {
-        let mut before = Vec::new();
+    /// Which kits directories serve, and which they served before.
+    pub fn served(&self) -> Result<Vec<Served>, CacheError> {
+        let mut all = Vec::new();
         for path in self.files_of("served")? {
-            before.extend(read::<Served>(&path)?.and_then(|served| served.before));
+            all.extend(read::<Served>(&path)?);
         }
-        Ok(before)
+        Ok(all)
+    }
+
+    /// Forgets what a directory served.
+    pub fn forget_served(&self, dir: &Path) -> Result<(), CacheError> {
+        remove(&self.served_path(dir))
+    }
+
+    fn served_path(&self, dir: &Path) -> PathBuf {
+        self.spread("served", &name_of_dir(dir).hex())
     }
 
     fn write_json(&self, path: &Path, value: &impl Serialize) -> Result<(), CacheError> {
@@ -156,7 +193,7 @@ impl Cache {
     }
 
     /// The files of an area that is spread over directories, but for temporary ones.
-    fn files_of(&self, area: &str) -> Result<Vec<std::path::PathBuf>, CacheError> {
+    pub(super) fn files_of(&self, area: &str) -> Result<Vec<PathBuf>, CacheError> {
         let root = self.root.join(area);
         let mut files = Vec::new();
         for dir in fs::read_dir(&root).map_err(io_error("read", &root))?.flatten() {
@@ -173,14 +210,27 @@ pub(super) fn name_of_kit(bytes: &[u8]) -> Option<Digest> {
     serde_json::from_slice::<KitRecord>(bytes).ok().map(|record| record.digest)
 }
 
+/// The name of the file that says what a directory serves.
+fn name_of_dir(dir: &Path) -> Digest {
+    Digest::of(dir.as_os_str().as_encoded_bytes())
+}
+
 /// The name that a file which says this of a directory should have.
 pub(super) fn name_of_served(bytes: &[u8]) -> Option<Digest> {
-    serde_json::from_slice::<Served>(bytes).ok().map(|served| Digest::of(served.dir.as_bytes()))
+    serde_json::from_slice::<Served>(bytes).ok().map(|served| name_of_dir(&served.dir))
 }
 
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, CacheError> {
     let Some(bytes) = contents(path)? else { return Ok(None) };
     Ok(serde_json::from_slice(&bytes).ok())
+}
+
+/// Removes a file; one that has gone is what it should be.
+fn remove(path: &Path) -> Result<(), CacheError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Notes that a file is used now.
@@ -189,3 +239,7 @@ fn touch(path: &Path) -> Result<(), CacheError> {
     let file = File::options().append(true).custom_flags(flags).open(path).map_err(io_error("open", path))?;
     file.set_modified(SystemTime::now()).map_err(io_error("touch", path))
 }
+
+#[cfg(test)]
+#[path = "kits_tests.rs"]
+mod tests;

@@ -168,3 +168,7 @@ fn entries(dir: &Path) -> Result<Vec<(PathBuf, fs::FileType)>, CacheError> {
     let entries = read.map(|entry| entry.and_then(|entry| Ok((entry.path(), entry.file_type()?))));
     entries.collect::<io::Result<_>>().map_err(io_error("read", dir))
 }
+
+#[cfg(test)]
+#[path = "leftovers_tests.rs"]
+mod tests;

@@ -176,7 +176,8 @@ impl Lower {
             return false;
         }
         let entry = self.hashed.lock().unwrap_or_else(|held| held.into_inner()).get(name).cloned();
-        let known = entry.and_then(|entry| *entry.lock().unwrap_or_else(|held| held.into_inner()));
+        // One that is being hashed was not found wrong yet.
+        let known = entry.and_then(|entry| entry.try_lock().ok().and_then(|hashed| *hashed));
         known.is_none_or(|known| {
             known.is_right || fs::symlink_metadata(&path).is_ok_and(|found| Stamp::of(&found) != known.stamp)
         })
@@ -232,3 +233,7 @@ fn read(path: &Path, most: u64) -> Result<Option<Bytes>, CacheError> {
     file.take(most + 1).read_to_end(&mut bytes).map_err(io_error("read", path))?;
     Ok(Some(Bytes::from(bytes)).filter(|bytes| bytes.len() as u64 <= most))
 }
+
+#[cfg(test)]
+#[path = "lower_tests.rs"]
+mod tests;

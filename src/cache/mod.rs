@@ -13,6 +13,7 @@
 //!   kits/<ab>/<hex>            which files of the cache belong to a kit, and whether it is kept
 //!   served/<ab>/<key>          which kit a directory serves, and which one it served before
 //!   evict.lock                 held by the process that evicts
+//!   kits.lock                  held while a record under kits/ is changed
 //!   quarantine/<area>-<name>.N damaged files, set aside; absent to all but `cache gc`
 //! ```
 //!
@@ -21,12 +22,14 @@
 //! - Every file but a partial one gets its name when it is whole, by a rename or a link, so a reader sees all of it or
 //!   none; of a partial one nothing counts before it was hashed.
 //! - Whatever is missing, short or wrong counts as absent; the worst that a crash costs is a fetch.
-//! - A temporary file is locked while it is written, so one that is not is a killed process's ([`leftovers`]).
-//! - Lower caches ([`lower`]) are never written to.
+//! - A temporary file is locked while it is written, so one that is not is a killed process's (`leftovers`).
+//! - Lower caches (`lower`) are never written to.
 //!
 //! Locks: `flock` on `incoming/<key>/lock` (exclusive, while something is staged there), on a temporary file (exclusive,
-//! while it is written) and on an open object or partial file (shared). None is waited for and none is taken while another
-//! is held, but for the exclusive ones of what is evicted under `evict.lock`, and that one under a mutex ([`limit`]).
+//! while it is written), on an open object or partial file (shared), and on `kits.lock` (exclusive, while a record is
+//! changed). None is waited for, but the last for the moment that a change takes; and none is taken while another is
+//! held, but for that of the temporary file that a record is written to, and for the exclusive ones of what is evicted
+//! under `evict.lock`, and that one under a mutex (`limit`).
 //!
 //! All calls block on the disk: call them from a blocking thread.
 
@@ -47,7 +50,7 @@ pub mod resume;
 mod room;
 mod small;
 pub mod staging;
-mod usage;
+pub mod usage;
 
 use std::collections::HashMap;
 use std::fs;
@@ -60,7 +63,7 @@ use std::sync::{Arc, Mutex};
 pub use blobs::NewBlob;
 pub use check::{Damage, Health, Item, Repair};
 pub use evict::{Evicted, Policy, Protected, Removed, Small};
-pub use kits::{KitRecord, LayerRecord};
+pub use kits::{KitRecord, LayerRecord, Served};
 pub use leftovers::Leftover;
 pub use limit::{Limit, Marks};
 pub use objects::{CachedRange, Object, Standing};

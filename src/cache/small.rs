@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use super::map::contents;
-use super::{Cache, CacheError, io_error};
+use super::{Cache, CacheError, Small, io_error};
 use crate::digest::Digest;
 
 /// The length of the digest that a derived index stands behind.
@@ -26,6 +26,11 @@ pub struct LastKnown {
 }
 
 impl LastKnown {
+    /// The file that it stands in.
+    pub fn file(&self) -> Small {
+        Small::Tag(Digest::of(self.reference.as_bytes()))
+    }
+
     /// What a file says, if it is about this name.
     pub(super) fn read(bytes: &[u8], reference: &str) -> Option<Self> {
         serde_json::from_slice::<Self>(bytes).ok().filter(|known| known.reference == reference)
@@ -79,5 +84,15 @@ impl Cache {
         let path = self.spread("tags", &Digest::of(reference.as_bytes()).hex());
         let bytes = serde_json::to_vec(&known).map_err(|error| io_error("encode", &path)(io::Error::other(error)))?;
         self.write_file(&path, &[&bytes])
+    }
+
+    /// All names that are known.
+    pub fn all_known(&self) -> Result<Vec<LastKnown>, CacheError> {
+        let mut all = Vec::new();
+        for path in self.files_of("tags")? {
+            let Some(bytes) = contents(&path)? else { continue };
+            all.extend(serde_json::from_slice::<LastKnown>(&bytes));
+        }
+        Ok(all)
     }
 }

@@ -152,6 +152,17 @@ impl Cache {
         state
     }
 
+    /// Whether any process stages something, or is giving what it staged its names.
+    pub fn is_staging(&self) -> bool {
+        let entries = fs::read_dir(self.root.join("incoming")).into_iter().flatten().flatten();
+        entries.map(|entry| remove_abandoned(&entry.path(), true)).any(|state| matches!(state, Ok(Removed::InUse)))
+    }
+
+    /// Removes a directory under `incoming/`, unless a process holds it; with `dry_run` it only tells whether it would.
+    pub fn remove_staging(&self, dir: &Path, dry_run: bool) -> Result<Removed, CacheError> {
+        remove_abandoned(dir, dry_run)
+    }
+
     /// Removes staging directories that no process holds and that are not worth going on from.
     pub(super) fn sweep_incoming(&self) {
         let Ok(entries) = fs::read_dir(self.root.join("incoming")) else { return };

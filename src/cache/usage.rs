@@ -105,7 +105,8 @@ impl Usage {
 
 /// Something that is kept, or goes, as a whole.
 #[derive(Debug, Clone)]
-pub(super) struct Item {
+pub struct Item {
+    /// Where it belongs.
     pub area: Area,
     /// The file; of a partial one the file without its list, whether it is there or not; of staging the directory.
     pub path: PathBuf,
@@ -132,7 +133,7 @@ impl Cache {
     }
 
     /// The same; shows each item. Follows no links. What goes or comes meanwhile may be counted or not.
-    pub(super) fn scan(&self, visit: impl FnMut(Item)) -> Result<Usage, CacheError> {
+    pub fn scan(&self, visit: impl FnMut(Item)) -> Result<Usage, CacheError> {
         let mut scan = Scan { usage: Usage::default(), linked: HashSet::new(), visit };
         let root = fs::metadata(&self.root).map_err(io_error("stat", &self.root))?;
         scan.usage.add(Area::Other, 0, root.blocks() * BLOCK);

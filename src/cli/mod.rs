@@ -1,6 +1,6 @@
 //! The command line: one file a command.
 //!
-//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `index`, `verify`: the
+//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `index`, `verify`, `cache`: the
 //!   commands; `served`: what a mount tells.
 //! - [`options`] and [`log`]: groups of flags that commands share; [`config`]: where their defaults come from.
 //! - [`kits`]: from a reference to an opened kit; [`walk`]: paths in it; [`progress`]: what is being fetched.
@@ -9,6 +9,7 @@
 //! Invariants: standard output carries results and nothing else; a flag overrides its variable, which overrides the
 //! config file; exit codes are 0 for done, 1 for failed, 2 for wrong use.
 
+mod cache;
 mod cat;
 mod config;
 mod dry_run;
@@ -56,10 +57,11 @@ A flag overrides its variable (--read-timeout: KITFS_READ_TIMEOUT), which overri
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 /// The commands by what they are for, as `--help` shows them.
-const GROUPS: [(&str, &[&str]); 3] = [
+const GROUPS: [(&str, &[&str]); 4] = [
     ("Mounts", &["mount", "unmount", "status"]),
     ("Without a mount", &["ls", "cat", "inspect", "resolve", "pull"]),
     ("Making kits readable in parts", &["index", "verify"]),
+    ("The cache", &["cache"]),
 ];
 
 /// Mounts ModelKits as read-only directories: lazily, verified, cached
@@ -84,6 +86,7 @@ enum Command {
     Pull(pull::Pull),
     Index(index::Index),
     Verify(verify::Verify),
+    Cache(cache::CacheCommand),
 }
 
 impl Cli {
@@ -132,6 +135,7 @@ impl Cli {
                 Command::Pull(command) => command.run().await,
                 Command::Index(command) => command.run().await,
                 Command::Verify(command) => command.run().await,
+                Command::Cache(command) => command.run().await,
             }
         })
     }

@@ -262,6 +262,7 @@ impl Mount {
         };
         let offline = self.kit.connection.is_offline();
         let served = Arc::new(Served::new(&kit, options.point.dir().to_owned(), offline, warnings));
+        let cache = context.cache.clone();
         let fs = Arc::new(Fs::new(kit, context, tree, self.access.ownership()));
         let handler = {
             let (fs, served) = (fs.clone(), served.clone());
@@ -270,6 +271,12 @@ impl Mount {
         let mounted = Notify::new();
         let serving = mount::serve(fs.clone(), options, handler, |record| {
             tracing::info!(shows = record.shows, dir = %record.mount_point.display(), "mounted");
+            // Without the note, what it served before goes as soon as anything else.
+            let (dir, digest) = (record.mount_point.clone(), record.digest);
+            tokio::task::spawn_blocking(move || {
+                let noted = cache.note_served(&dir, &digest);
+                noted.unwrap_or_else(|error| tracing::debug!(%error, "what the directory serves is not noted"));
+            });
             mounted.notify_one();
         });
         let mut background = None;

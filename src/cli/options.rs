@@ -284,13 +284,21 @@ impl FetchArgs {
 
     /// The cache, with its limit. Blocks on the disk for a moment.
     pub(super) fn cache(&self) -> Result<Cache, Failure> {
-        let settings = Settings {
+        Ok(Cache::open_with(&self.cache_dir()?, self.settings()?)?)
+    }
+
+    /// The same where its `format` may be damaged, to check it.
+    pub(super) fn cache_to_check(&self) -> Result<Cache, Failure> {
+        Ok(Cache::open_to_check(&self.cache_dir()?, self.settings()?)?)
+    }
+
+    fn settings(&self) -> Result<Settings, Failure> {
+        Ok(Settings {
             limit: self.cache_size.map_or(Limit::KeepFree(KEPT_FREE), Limit::Bytes),
             policy: inventory::policy(),
             recheck: self.recheck,
             lower: self.cache_lower.iter().map(|dir| absolute(dir)).collect::<Result<_, _>>()?,
-        };
-        Ok(Cache::open_with(&self.cache_dir()?, settings)?)
+        })
     }
 
     /// Where the cache is.

@@ -5,6 +5,7 @@
 //! - [`layer`]: one layer: what its root is, what it holds, its content; each a single [`flight`] for all who ask.
 //! - [`listing`]: names and sizes from headers read by range, not yet proved.
 //! - [`named`]: an index that the kit, or a referrer that the user trusts, names: fetched and proved.
+//! - [`mod@record`]: what belongs to a kit, for the cache.
 //! - [`trust`]: who vouches for which index; [`repositories`]: for which repositories.
 //! - [`mod@pass`]: a whole layer read once, and hashed; [`cut`]: inflated, and cut into files.
 //! - [`fill`]: a pass that keeps the files, once the digest held; [`replay`]: what an interrupted one has left.
@@ -30,6 +31,7 @@ pub mod named;
 pub mod open_files;
 pub mod pass;
 pub mod pull;
+pub mod record;
 pub mod replay;
 pub mod repositories;
 pub mod requests;

@@ -10,7 +10,6 @@ use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
-use super::fill::index_key;
 use super::{Context, FILLS, FetchError, Kit, Pace};
 use crate::archive::index::{Head, Index};
 use crate::cache::{Cache, CacheError, KitRecord, LayerRecord};
@@ -211,24 +210,9 @@ async fn look_for_indexes(kit: &Kit) {
 
 /// What belongs to a kit, as it was asked for.
 fn record(kit: &Kit, kept: bool) -> KitRecord {
-    let resolved = &kit.resolved;
-    let index = resolved.index.as_ref().map(|(digest, _)| *digest);
-    let manifests = resolved.origins.iter().map(|origin| origin.digest);
-    let layer = |fetch: &Arc<super::LayerFetch>| LayerRecord {
-        digest: fetch.layer.digest,
-        size: fetch.layer.size,
-        path: fetch.layer.path.clone(),
-        index_key: index_key(&fetch.layer),
-        named: fetch.named().map(|named| (named.pin.digest, named.pin.head_digest)),
-        kept,
-    };
-    KitRecord {
-        digest: resolved.digest,
-        references: vec![resolved.reference.to_string()],
-        repository: resolved.reference.location.name(),
-        blobs: index.into_iter().chain(manifests).chain([resolved.document.config.digest]).collect(),
-        layers: kit.layers.iter().map(layer).collect(),
-    }
+    let mut record = super::record::record(&kit.resolved);
+    record.layers.iter_mut().for_each(|layer| layer.kept = kept);
+    record
 }
 
 /// Contents by their names, each once: objects where an index tells them, else blobs as they are.

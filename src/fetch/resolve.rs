@@ -2,16 +2,17 @@
 //!
 //! Below this module there are only digests.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use futures_util::TryStreamExt as _;
 
 use super::named::Named;
 use super::transfer::{ATTEMPTS, attempted};
-use super::{Context, FetchError, RepositoryPattern, Trust, trust};
+use super::{Context, FetchError, RepositoryPattern, Trust, record, trust};
 use crate::cache::{Cache, CacheError, LastKnown};
 use crate::digest::{Digest, Unverified, Verified};
 use crate::modelkit::filter::Filters;
@@ -110,6 +111,8 @@ pub struct Resolved {
     pub named: Vec<Option<Named>>,
     /// The kit and its parents; [`crate::modelkit::Layer::kit`] counts along it.
     pub origins: Vec<Origin>,
+    /// Manifests, configs and other documents that were read on the way, all of which the cache may hold.
+    pub documents: Vec<Digest>,
     /// What the user should know: an omitted tag, a fallback.
     pub notes: Vec<String>,
     /// That the kit's own tag was not looked up now, and what stood in for that.
@@ -193,7 +196,7 @@ impl fmt::Display for LastSeen {
 
 /// Follows a reference.
 pub async fn resolve(context: &Context, access: &Access, request: &Request) -> Result<Resolved, FetchError> {
-    let resolver = Resolver { context, access, request };
+    let resolver = Resolver::new(context, access, request);
     let mut notes = Vec::new();
     let top = resolver.kit(&request.reference, &mut notes).await?;
     let mut chain = Chain::new(top.kit);
@@ -215,7 +218,8 @@ pub async fn resolve(context: &Context, access: &Access, request: &Request) -> R
         }
     };
     let named = trust::name(&resolver, &origins, &mut plan, &mut notes).await?;
-    Ok(Resolved {
+    let documents = resolver.documents.into_inner().unwrap_or_else(|held| held.into_inner());
+    let resolved = Resolved {
         reference: request.reference.clone(),
         digest: origins[0].digest,
         index: top.index,
@@ -226,9 +230,12 @@ pub async fn resolve(context: &Context, access: &Access, request: &Request) -> R
         plan,
         named,
         origins,
+        documents: documents.into_iter().collect(),
         notes,
         last_known: top.last_known,
-    })
+    };
+    record::note(context, &resolved).await?;
+    Ok(resolved)
 }
 
 /// The digest that a reference stands for, and nothing more.
@@ -238,7 +245,7 @@ pub async fn resolve_digest(
     reference: &Reference,
 ) -> Result<ResolvedDigest, FetchError> {
     let request = Request::new(reference.clone());
-    let resolver = Resolver { context, access, request: &request };
+    let resolver = Resolver::new(context, access, &request);
     let mut notes = Vec::new();
     let pointed = resolver.pointed(reference, &mut notes).await?;
     // A digest that was typed, or that a header told, is only a claim until the manifest has been hashed.
@@ -265,6 +272,8 @@ pub(super) struct Resolver<'a> {
     pub(super) context: &'a Context,
     pub(super) access: &'a Access,
     pub(super) request: &'a Request,
+    /// What was read by digest. A mutex, as it is held to put something in.
+    documents: Mutex<BTreeSet<Digest>>,
 }
 
 struct Found {
@@ -285,6 +294,12 @@ struct Pointed {
     last_known: Option<LastSeen>,
     /// The tag that the registry has just looked up, to be noted once the digest was found to be a kit's.
     remember: Option<String>,
+}
+
+impl<'a> Resolver<'a> {
+    pub(super) fn new(context: &'a Context, access: &'a Access, request: &'a Request) -> Self {
+        Self { context, access, request, documents: Mutex::default() }
+    }
 }
 
 impl Resolver<'_> {
@@ -522,7 +537,11 @@ impl Resolver<'_> {
         F: Future<Output = Result<Unverified, FetchError>>,
     {
         let wanted = *digest;
+        let found = || {
+            self.documents.lock().unwrap_or_else(|held| held.into_inner()).insert(wanted);
+        };
         if let Some(bytes) = self.context.blocking(what, move |cache| cache.blob(&wanted)).await? {
+            found();
             return Ok(bytes);
         }
         let mut failure = FetchError::Lost { what: what.to_owned() };
@@ -536,6 +555,7 @@ impl Resolver<'_> {
             };
             match bytes.verify(digest) {
                 Ok(bytes) => {
+                    found();
                     let kept = bytes.clone();
                     self.keep(what, move |cache| cache.keep_blob(&wanted, &kept)).await?;
                     return Ok(bytes);

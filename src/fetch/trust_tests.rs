@@ -103,7 +103,7 @@ async fn named_in(
     let access = Access { connection: Connection::default(), kit_home: dir.path().to_owned(), require_fresh: false };
     let mut request = Request::new("registry.internal/team/a:1".parse().expect("a reference"));
     request.trusted_indexes = patterns.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
-    let resolver = Resolver { context: &context, access: &access, request: &request };
+    let resolver = Resolver::new(&context, &access, &request);
     let repository: Arc<dyn Source> = Arc::new(repository);
     let origin = Origin { repository: "registry.internal/team/a".to_owned(), digest: kit(), sources: vec![repository] };
     let layers = vec![layer("a", 0), layer("b", 0)];
