@@ -158,7 +158,7 @@ fn resolve_prints_one_line_the_digest_alone_or_json() {
     assert_eq!(kitfs.ok(&["resolve", "-q", "tiny-llm:1.2.0"]), format!("{TINY}\n"));
     let resolved = as_json(&kitfs, &["resolve", "--json", "tiny-llm:1.2.0"]);
     let expected = json!({
-        "reference": "tiny-llm:1.2.0", "repository": "tiny-llm", "tag": "1.2.0", "digest": TINY, "notes": [],
+        "reference": "tiny-llm:1.2.0", "repository": "tiny-llm", "tag": "1.2.0", "digest": TINY, "last_known": null, "notes": [],
     });
     assert_eq!(resolved, expected);
 }

@@ -1,6 +1,7 @@
 //! From a reference to verified content: the work between the names of a kit and the bytes of its layers.
 //!
 //! - [`resolve`](mod@resolve): reference → manifest → config → plan, with parents, all by digest.
+//! - `last_seen`: what a tag was, where its registry does not say what it is.
 //! - [`kit`]: an opened kit: its layers, and what is known of them.
 //! - [`layer`]: one layer: what its root is, what it holds, its content; each a single [`flight`] for all who ask.
 //! - [`listing`]: names and sizes from headers read by range, not yet proved.
@@ -25,6 +26,7 @@ pub mod error;
 pub mod fill;
 pub mod flight;
 pub mod kit;
+mod last_seen;
 pub mod layer;
 pub mod listing;
 pub mod named;
@@ -48,11 +50,12 @@ use tokio::sync::{Semaphore, watch};
 
 pub use error::{ArchiveError, BadIndex, FetchError};
 pub use kit::Kit;
+pub use last_seen::{LastSeen, Why};
 pub use layer::{LayerFetch, Pace, Tier};
 pub use named::Named;
 use open_files::OpenFiles;
 pub use repositories::RepositoryPattern;
-pub use resolve::{Access, LastSeen, Request, Resolved, ResolvedDigest, Why, resolve, resolve_digest};
+pub use resolve::{Access, Request, Resolved, ResolvedDigest, resolve, resolve_digest};
 pub use trust::Trust;
 
 use crate::cache::{Cache, CacheError};

@@ -3,13 +3,13 @@
 //! Below this module there are only digests.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 
+use super::last_seen::LastSeen;
 use super::named::Named;
 use super::transfer::{ATTEMPTS, attempted};
 use super::{Context, FetchError, RepositoryPattern, Trust, record, trust};
@@ -24,7 +24,6 @@ use crate::modelkit::{KitfileSource, Plan};
 use crate::reference::{Location, Reference};
 use crate::report::chain;
 use crate::source::{self, BlobId, Connection, KitStorage, Source, SourceError};
-use crate::units::{format_duration, timestamp};
 
 /// Where something known stands in for a registry's answer, the registry is asked anew for so long: a dead host takes as
 /// much to be told from a far one.
@@ -123,74 +122,6 @@ impl Resolved {
     /// `repository@sha256:…`: what is served, beyond doubt.
     pub fn pinned(&self) -> String {
         format!("{}@{}", self.reference.location.name(), self.digest)
-    }
-}
-
-/// That a tag's digest is not what the registry says now, but what stood in for that.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LastSeen {
-    /// When the registry said so, in seconds since the epoch; not known of what kit's storage holds.
-    pub seen: Option<u64>,
-    /// How long that was ago when the tag was followed.
-    pub age: Option<Duration>,
-    /// Why the registry was not asked.
-    pub why: Why,
-    /// What came instead of its answer, in a few words.
-    pub cause: Option<String>,
-}
-
-/// Why a registry does not say what a tag is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
-    /// It does not answer.
-    Unreachable,
-    /// It is not to be asked.
-    Offline,
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unreachable => "the registry can't be reached",
-            Self::Offline => "offline",
-        })
-    }
-}
-
-impl LastSeen {
-    /// What stands in for an answer that failed with `error`.
-    pub(super) fn new(seen: Option<u64>, error: &FetchError) -> Self {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let age = seen.map(|seen| Duration::from_secs(now.saturating_sub(seen)));
-        let cause = error.why_unreachable();
-        let why = if error.is_offline() { Why::Offline } else { Why::Unreachable };
-        Self { seen, age, why, cause }
-    }
-
-    /// Why it had to stand in, in words.
-    fn reason(&self) -> String {
-        match &self.cause {
-            Some(cause) => format!("{} ({cause})", self.why),
-            None => self.why.to_string(),
-        }
-    }
-
-    /// The digest in words, without itself.
-    fn digest(&self) -> String {
-        match (self.seen, self.age) {
-            (Some(seen), Some(age)) => {
-                let at = timestamp(i64::try_from(seen).unwrap_or(i64::MAX));
-                // The clock of the note ticks in seconds.
-                format!("the digest it had at {at}, {} before", format_duration(age.max(Duration::from_secs(1))))
-            }
-            _ => "the digest in kit's storage, whose age is not known".to_owned(),
-        }
-    }
-}
-
-impl fmt::Display for LastSeen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; took {}", self.reason(), self.digest())
     }
 }
 

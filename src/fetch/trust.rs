@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::last_seen::LastSeen;
 use super::named::Named;
-use super::resolve::{LastSeen, Origin, Resolver};
+use super::resolve::{Origin, Resolver};
 use super::{FetchError, Tier};
 use crate::archive::index::annotations::{InvalidPin, MEDIA_TYPE, Pin};
 use crate::digest::Digest;

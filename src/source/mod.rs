@@ -13,6 +13,7 @@
 //!   registry/push, upload   writing; the body of a blob on its way, given up when it stalls
 //!   registry/referrers      who refers to a manifest: the API, or the tag that stands in for it
 //!   transport, body         one HTTP request with its redirects; an answer's bytes, counted and timed
+//!   lookup                  host names, looked up where nobody is held by it
 //!   token, access,          tokens: one flight for all who need one, and for what
 //!     challenge
 //!   credentials, helper     what the user has logged in with, read anew each time
@@ -34,6 +35,7 @@ mod helper;
 mod index_file;
 mod kit_storage;
 mod layout;
+mod lookup;
 mod offline;
 mod reach;
 mod registry;

@@ -20,6 +20,7 @@ use reqwest::{Method, Response, StatusCode};
 use url::Url;
 
 use crate::source::connection::{Connection, Timeouts};
+use crate::source::lookup::Lookup;
 use crate::source::{SourceError, body};
 
 /// Registries need one or two; more is a loop.
@@ -211,6 +212,11 @@ pub(super) fn broken(source_name: &str, host: &str, error: reqwest::Error) -> So
     if let Some(what) = distrusted {
         return SourceError::Untrusted { source_name: source_name.to_owned(), what, cause: Arc::new(error) };
     }
+    if error.is_connect() && error.is_timeout() {
+        // The library's error would only say that time has passed.
+        let what = format!("{host} took no connection in time, or its name was not found in time");
+        return SourceError::Transport { source_name: source_name.to_owned(), what, cause: None };
+    }
     let what = if chain.contains("InvalidContentType") {
         format!("{host} does not speak TLS; use --plain-http if it is meant to be plain HTTP")
     } else if error.is_connect() {
@@ -228,6 +234,7 @@ fn build(connection: &Connection, base: &Url, without_authorities: bool) -> Resu
         .retry(reqwest::retry::never())
         .referer(false)
         .connect_timeout(connection.timeouts.connect)
+        .dns_resolver(Arc::new(Lookup))
         .pool_idle_timeout(POOL_IDLE)
         .user_agent(&connection.user_agent)
         .tls_danger_accept_invalid_certs(!connection.tls_verify);
