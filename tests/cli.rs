@@ -64,6 +64,7 @@ fn help_is_grouped_and_ends_with_examples() {
         "Mounts:\n  mount ",
         "Without a mount:\n  ls ",
         "Making kits readable in parts:\n  index ",
+        "The cache:\n  cache ",
         "Options:",
         "Examples:",
         "Exit codes: 0",
@@ -76,9 +77,14 @@ fn help_is_grouped_and_ends_with_examples() {
 #[test]
 fn every_command_explains_itself_with_examples() {
     let kitfs = user();
-    for command in ["mount", "unmount", "status", "ls", "cat", "inspect", "resolve", "index", "verify"] {
+    for command in ["mount", "unmount", "status", "ls", "cat", "inspect", "resolve", "index", "verify", "cache"] {
         let help = kitfs.ok(&[command, "--help"]);
         assert!(help.contains(&format!("Usage: kitfs {command}")) && help.contains("Examples:\n"), "{help}");
+        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+    }
+    for command in ["ls", "gc", "rm", "verify"] {
+        let help = kitfs.ok(&["cache", command, "--help"]);
+        assert!(help.contains(&format!("Usage: kitfs cache {command}")) && help.contains("Examples:\n"), "{help}");
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
     }
     assert_eq!(kitfs.ok(&["umount", "--help"]), kitfs.ok(&["unmount", "--help"]));

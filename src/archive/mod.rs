@@ -17,7 +17,7 @@ pub mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
-mod testing_trees;
+pub(crate) mod testing_trees;
 pub mod walker;
 
 use crate::path::TreePath;

@@ -98,14 +98,17 @@ fn boot() -> Option<String> {
 /// Whether what lies in a staging directory that nobody holds is worth going on from.
 pub(super) fn is_worth(dir: &Path) -> bool {
     let Some(synced) = Synced::read(dir) else { return false };
-    let mut left = WORTH.saturating_sub(fs::symlink_metadata(Beside::Blob.path(dir)).map_or(0, |blob| blob.len()));
-    if left > 0 && Beside::Between.path(dir).exists() {
+    let len = |path: PathBuf| fs::symlink_metadata(path).map_or(0, |file| file.len());
+    let mut left = WORTH.saturating_sub(len(Beside::Blob.path(dir)));
+    let between = Beside::Between.path(dir);
+    if left > 0 && between.exists() {
+        left = left.saturating_sub(len(between));
         let files = fs::read_dir(dir).into_iter().flatten().flatten();
         for file in files.filter(|entry| number_of(entry).is_some()) {
-            left = left.saturating_sub(file.metadata().map_or(0, |file| file.len()));
             if left == 0 {
                 break;
             }
+            left = left.saturating_sub(len(file.path()));
         }
     }
     left == 0 && synced.counts() >= WORTH
@@ -143,6 +146,11 @@ impl Left {
     /// How many bytes lie beside the files.
     pub fn beside(&self) -> u64 {
         self.len
+    }
+
+    /// Leaves out what is behind so many bytes beside the files.
+    pub fn end_at(&mut self, len: u64) {
+        self.len = self.len.min(len);
     }
 
     /// Some of the bytes beside the files.
@@ -228,9 +236,12 @@ impl Kept {
         }
         let file = reopen(&path, 0o600)?;
         file.set_len(at.beside).map_err(io_error("resize", &path))?;
+        let synced = Synced::read(dir);
+        let checked = synced.as_ref().map_or(0, |synced| synced.offset.min(at.offset));
         // Last: what was behind counts no more, in this boot either.
-        let checked = Synced::read(dir).map_or(0, |synced| synced.offset.min(at.offset));
-        Synced::write(checked, dir)?;
+        if synced.is_none_or(|synced| synced.counts() != u64::MAX || synced.offset > checked) {
+            Synced::write(checked, dir)?;
+        }
         Ok(Self { dir: dir.to_owned(), path, file, len: at.beside, checked, checkpoint: None })
     }
 

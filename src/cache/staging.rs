@@ -250,6 +250,7 @@ impl Staging {
     /// Goes on with what is left, and removes what is not part of it.
     pub fn go_on(&mut self, beside: Beside, at: &Reached) -> Result<(), CacheError> {
         let _ = fs::remove_file(self.dir.join(SEALED));
+        self.next = 0;
         self.kept = Some(Kept::go_on(&self.dir, beside, at).map_err(|error| self.room.noted(error))?);
         Ok(())
     }

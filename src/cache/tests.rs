@@ -106,6 +106,21 @@ fn what_a_killed_process_left_is_swept_and_what_is_locked_stays() {
 }
 
 #[test]
+fn a_commit_that_fails_keeps_the_index_and_leaves_what_is_open() {
+    let (_dir, cache) = cache();
+    let key = Digest::of(b"layer");
+    let (name, sealed) = sealed(&cache, &key, b"content");
+    let open = cache.object(&name, 7).expect("looks").expect("is there while staged");
+    // Where its directory should be.
+    fs::write(cache.root().join("objects").join(&name.hex()[..2]), "").expect("writes");
+    sealed.commit(&cache, &key, b"index").expect_err("it can't get its name");
+    assert!(cache.object(&name, 7).is_err() || !cache.has_object(&name, 7));
+    assert_eq!(cache.index(&key).expect("looks").as_deref(), Some(&b"index"[..]));
+    assert_eq!(open.range(0..7).block(0, 7).expect("reads").peek(), &b"content"[..]);
+    assert_eq!(fs::read_dir(cache.root().join("incoming")).expect("reads").count(), 0);
+}
+
+#[test]
 fn damaged_blobs_and_indexes_count_as_absent() {
     let (_dir, cache) = cache();
     let digest = Digest::of(b"manifest");

@@ -227,12 +227,12 @@ impl Cutter {
     }
 
     /// Gives up.
-    pub fn stop(self, error: CutError) -> Stopped {
-        Stopped { error, staging: self.entries.files.map(|files| files.staging) }
+    pub fn stop(self, error: CutError) -> Box<Stopped> {
+        Box::new(Stopped { error, staging: self.entries.files.map(|files| files.staging) })
     }
 
     /// Ends the blob.
-    pub fn finish(mut self) -> Result<Cut, Stopped> {
+    pub fn finish(mut self) -> Result<Cut, Box<Stopped>> {
         let files = self.entries.files.take();
         match self.end() {
             Ok(Ended { index, done, diff_id, warning }) => {
@@ -243,7 +243,7 @@ impl Cutter {
                 };
                 Ok(Cut { index, staged, diff_id, warning })
             }
-            Err(error) => Err(Stopped { error, staging: files.map(|files| files.staging) }),
+            Err(error) => Err(Box::new(Stopped { error, staging: files.map(|files| files.staging) })),
         }
     }
 

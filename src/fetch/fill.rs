@@ -228,8 +228,9 @@ impl Fill {
     /// Looks whether there is anything to do, now that nobody else is at it.
     async fn ours(&self, staging: Result<Staging, CacheError>, has_waited: bool) -> Result<Turn, FetchError> {
         let Some(index) = self.known_index().await? else { return Ok(Turn::Ours(staging, None)) };
-        // Another process has made the index, if it had no room for more.
-        if !(has_waited && self.in_parts) && !self.is_complete(&index).await? {
+        // Another process has made at least the index, and where it had no room for more, we have none either.
+        let is_enough = has_waited && self.in_parts;
+        if !is_enough && !self.is_complete(&index).await? {
             return Ok(Turn::Ours(staging, Some(index)));
         }
         self.context.off_thread(&self.what(), move || staging.map(Staging::discard)).await?.ok();

@@ -84,9 +84,10 @@ pub async fn pass(
         fed = &mut feeding => (fed, cutting.await),
         cut = &mut cutting => match cut {
             // What can't be staged need not be fetched.
-            Ok(Err(Stopped { error: CutError::Cache(error), staging })) => {
+            Ok(Err(stopped)) if matches!(stopped.error, CutError::Cache(_)) => {
+                let Stopped { error, staging } = *stopped;
                 let_go(staging, false).await;
-                return Err(FetchError::from(error).into());
+                return Err(error.into_fetch_error(layer).into());
             }
             // It stops at a broken archive too; whether the bytes were the layer's at all is still to be told.
             cut => (feeding.await, cut),
@@ -103,7 +104,8 @@ pub async fn pass(
             let Cut { index, staged, .. } = cut.checked(layer);
             Ok(Passed { index, proof, staged })
         }
-        (Ok(_), Ok(Err(Stopped { error, staging }))) => {
+        (Ok(_), Ok(Err(stopped))) => {
+            let Stopped { error, staging } = *stopped;
             let_go(staging, false).await;
             Err(error.into_fetch_error(layer).into())
         }

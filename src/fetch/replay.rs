@@ -68,10 +68,19 @@ pub fn beside(layer: &Layer) -> Beside {
 impl Replay {
     /// Looks through what is left; `None` where it is not worth going on from. Blocks.
     pub fn survey(layer: &Layer, left: Left) -> Result<Option<Self>, Unusable> {
-        let mut parts = Parts::new(layer, &left, left.counts());
+        let most = left.counts();
+        let replay = Self::up_to(layer, left, most)?;
+        Ok((replay.at.offset >= WORTH).then_some(replay))
+    }
+
+    /// What is left, up to so many bytes of the layer.
+    fn up_to(layer: &Layer, mut left: Left, most: u64) -> Result<Self, Unusable> {
+        let mut parts = Parts::new(layer, &left, most);
         while parts.next()?.is_some() {}
         let at = parts.reached();
-        Ok((at.offset >= WORTH).then(|| Self { layer: layer.clone(), left, at }))
+        // What lies behind goes before the rest is read again.
+        left.end_at(at.beside);
+        Ok(Self { layer: layer.clone(), left, at })
     }
 
     /// Up to where the layer is there.

@@ -1,1 +1,195 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::sync::Arc;
 
+use proptest::prelude::*;
+
+use super::*;
+use crate::archive::testing::{Tar, content_of};
+use crate::archive::testing_trees::{pack, tree};
+use crate::cache::{Cache, CacheError, Staging};
+use crate::digest::Digest;
+use crate::fetch::cut::{CutError, Cutter, Files, Staged};
+use crate::modelkit::testing;
+
+fn layer(bytes: &[u8], format: Format, compression: Compression) -> Layer {
+    let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
+    Layer { digest, size, format, compression, ..testing::layer("layer") }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).expect("compresses");
+    encoder.finish().expect("compresses")
+}
+
+/// A cutter that stages in a directory of its own.
+fn cutter(cache: &Arc<Cache>, layer: &Layer, staging: Staging, resumed: u64) -> Cutter {
+    let files = Files { cache: cache.clone(), staging, view: None, resumed, wants_index: true, no_room: None };
+    Cutter::new(layer.clone(), None, Some(files)).expect("begins")
+}
+
+fn feed(cutter: &mut Cutter, bytes: &[u8], cuts: &[usize], range: Range<usize>) {
+    let mut ends: Vec<usize> = cuts.iter().copied().filter(|cut| range.contains(cut)).chain([range.end]).collect();
+    ends.sort_unstable();
+    let mut from = range.start;
+    for end in ends {
+        cutter.feed(&bytes[from..end]).expect("cuts");
+        from = end;
+    }
+}
+
+fn interrupted() -> CutError {
+    CutError::Cache(CacheError::Io { what: "go on in", path: "a test".into(), cause: std::io::Error::other("stop") })
+}
+
+/// How a fill is interrupted.
+#[derive(Debug, Clone)]
+struct Interruption {
+    /// After so many bytes of the layer.
+    stop: usize,
+    /// Of what lies beside the files, so many bytes at the end were not written.
+    lost: u64,
+    /// At most so many bytes of the layer count.
+    most: u64,
+}
+
+/// Interrupts a fill, looks at what is left, and goes on from there. Tells where that was.
+fn resume(layer: &Layer, bytes: &[u8], cuts: &[usize], at: &Interruption) -> u64 {
+    let dir = tempfile::tempdir().expect("a directory");
+    let cache = Arc::new(Cache::open(&dir.path().join("cache")).expect("a cache"));
+    let mut staging = cache.stage(&layer.digest).expect("stages").expect("is free");
+    staging.begin(beside(layer)).expect("begins");
+    let mut first = cutter(&cache, layer, staging, 0);
+    feed(&mut first, bytes, cuts, 0..at.stop);
+    let mut staging = first.stop(interrupted()).staging.expect("it stages");
+    for name in ["between", "blob"] {
+        let path = cache.root().join("incoming").join(layer.digest.hex()).join(name);
+        if let Ok(file) = fs::OpenOptions::new().write(true).open(path) {
+            let len = file.metadata().expect("stat").len();
+            file.set_len(len.saturating_sub(at.lost)).expect("cuts");
+        }
+    }
+
+    let left = staging.left(beside(layer)).expect("reads").expect("something is left");
+    let replay = Replay::up_to(layer, left, at.most).expect("is sound");
+    let standing = replay.reached();
+    let offset = standing.offset as usize;
+    match offset {
+        0 => staging.begin(beside(layer)).expect("begins anew"),
+        _ => staging.go_on(beside(layer), &standing).expect("goes on"),
+    }
+    let mut found = Vec::new();
+    if offset > 0 {
+        let take = |piece| {
+            found.extend(piece);
+            true
+        };
+        replay.read(take).expect("reads");
+    }
+    assert!(found == bytes[..offset], "{} bytes, not the first {offset} of the layer", found.len());
+
+    let mut second = cutter(&cache, layer, staging, standing.offset);
+    feed(&mut second, bytes, cuts, 0..offset);
+    feed(&mut second, bytes, cuts, offset..bytes.len());
+    let mut plain = Cutter::new(layer.clone(), None, None).expect("begins");
+    plain.feed(bytes).expect("cuts");
+    match (second.finish(), plain.finish()) {
+        (Ok(cut), Ok(plain)) => {
+            assert_eq!(cut.index.as_bytes(), plain.index.as_bytes());
+            let Staged::All { staging, files } = cut.staged else { panic!("not all is staged") };
+            assert_eq!(files.len(), plain.index.head().rows().filter(|row| row.object().is_some()).count());
+            for (number, object) in files {
+                let content = fs::read(staging.path_of(number)).expect("is staged");
+                assert_eq!(content_of(&content).object, object);
+            }
+        }
+        // Some trees contradict themselves.
+        (Err(stopped), Err(plain)) => assert_eq!(stopped.error.to_string(), plain.error.to_string()),
+        (cut, plain) => panic!("{cut:?} and {plain:?}"),
+    }
+    standing.offset
+}
+
+fn interruption() -> impl Strategy<Value = (prop::sample::Index, u64, Option<prop::sample::Index>)> {
+    (any::<prop::sample::Index>(), prop_oneof![2 => Just(0), 1 => 0..3000_u64], any::<Option<prop::sample::Index>>())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_was_staged_gives_the_layers_first_bytes_and_the_rest_makes_it_whole(
+        tree in tree(),
+        cuts in prop::collection::vec(0..20_000_usize, 0..12),
+        (stop, lost, most) in interruption(),
+        is_gzip in any::<bool>(),
+    ) {
+        let (bytes, compression) = match (pack(&tree), is_gzip) {
+            (tar, true) => (gzip(&tar), Compression::Gzip),
+            (tar, false) => (tar, Compression::None),
+        };
+        let layer = layer(&bytes, Format::Tar, compression);
+        let stop = stop.index(bytes.len() + 1);
+        let most = most.map_or(u64::MAX, |most| most.index(bytes.len() + 1) as u64);
+        let offset = resume(&layer, &bytes, &cuts, &Interruption { stop, lost, most });
+        prop_assert!(offset <= most.min(stop as u64));
+        if lost == 0 {
+            prop_assert_eq!(offset, most.min(stop as u64));
+        }
+    }
+
+    #[test]
+    fn a_raw_layer_is_gone_on_with_too(
+        bytes in prop::collection::vec(any::<u8>(), 1..5000),
+        (stop, _, most) in interruption(),
+    ) {
+        let layer = layer(&bytes, Format::Raw { mode: 0o644, mtime: 0, stated_size: None }, Compression::None);
+        let stop = stop.index(bytes.len() + 1);
+        let most = most.map_or(u64::MAX, |most| most.index(bytes.len() + 1) as u64);
+        let offset = resume(&layer, &bytes, &[], &Interruption { stop, lost: 0, most });
+        prop_assert_eq!(offset, most.min(stop as u64));
+    }
+}
+
+#[test]
+fn it_ends_where_a_file_is_short_or_lost_and_is_refused_where_one_is_too_long() {
+    let files: BTreeMap<String, Vec<u8>> = (b'a'..=b'e').map(|n| ((n as char).to_string(), vec![n; 1000])).collect();
+    let tar = files.iter().fold(Tar::new(), |tar, (name, content)| tar.file(name, content)).end();
+    let layer = layer(&tar, Format::Tar, Compression::None);
+    let survey = |change: &dyn Fn(&std::path::Path)| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let cache = Arc::new(Cache::open(&dir.path().join("cache")).expect("a cache"));
+        let mut staging = cache.stage(&layer.digest).expect("stages").expect("is free");
+        staging.begin(Beside::Between).expect("begins");
+        let mut cutter = cutter(&cache, &layer, staging, 0);
+        cutter.feed(&tar).expect("cuts");
+        let staging = cutter.stop(interrupted()).staging.expect("it stages");
+        change(&cache.root().join("incoming").join(layer.digest.hex()));
+        let left = staging.left(Beside::Between).expect("reads").expect("something is left");
+        Ok::<_, Unusable>(Replay::up_to(&layer, left, u64::MAX)?.reached())
+    };
+    let whole = survey(&|_| {}).expect("is sound");
+    assert_eq!((whole.offset, whole.files), (tar.len() as u64, 5));
+    let short = survey(&|dir| {
+        fs::write(dir.join("new"), [b'b'; 10]).expect("writes");
+        fs::rename(dir.join("new"), dir.join("1")).expect("renames");
+    });
+    assert_eq!(
+        short.expect("is sound"),
+        Reached { offset: 1536 + 512 + 10, beside: 512 + 24 + 512, files: 2, last: 10 }
+    );
+    let lost = survey(&|dir| fs::remove_file(dir.join("2")).expect("removes")).expect("is sound");
+    assert_eq!((lost.files, lost.last), (3, 0));
+    let long = survey(&|dir| {
+        fs::write(dir.join("new"), [b'b'; 1001]).expect("writes");
+        fs::rename(dir.join("new"), dir.join("3")).expect("renames");
+    });
+    assert!(matches!(long, Err(Unusable::TooLong { number: 3, found: 1001, size: 1000 })));
+    let damaged = survey(&|dir| {
+        let mut between = fs::read(dir.join("between")).expect("reads");
+        between[600] ^= 1;
+        fs::write(dir.join("between"), between).expect("writes");
+    });
+    assert!(matches!(damaged, Err(Unusable::Tar(_))), "{damaged:?}");
+}

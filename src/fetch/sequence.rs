@@ -147,26 +147,25 @@ impl Reading {
         Self { layer, context, transfers, order: Arc::new(order), index, progress }
     }
 
-    /// Reads as long as somebody waits, from one source after the other.
-    pub async fn serve(self, mut running: Running) {
-        let Some(sequence) = running.0.clone() else { return };
-        while !running.is_over() {
-            let mut outcome = Err(FetchError::Lost { what: self.what() });
-            // What came false, and from no other source, is asked for anew.
-            let again = self.transfers.last().map(|last| (true, last));
-            for (is_again, transfer) in self.transfers.iter().map(|transfer| (false, transfer)).chain(again) {
-                if is_again && !matches!(outcome, Err(FetchError::Digest { .. })) {
-                    break;
-                }
-                outcome = self.read(transfer, &sequence).await;
-                if outcome.is_ok() {
-                    break;
-                }
+    /// Reads once for those who wait, from one source after the other; tells whether nobody waits any more.
+    pub async fn serve(&self, running: &mut Running) -> bool {
+        let Some(sequence) = running.0.clone() else { return true };
+        let mut outcome = Err(FetchError::Lost { what: self.what() });
+        // What came false, and from no other source, is asked for anew.
+        let again = self.transfers.last().map(|last| (true, last));
+        for (is_again, transfer) in self.transfers.iter().map(|transfer| (false, transfer)).chain(again) {
+            if is_again && !matches!(outcome, Err(FetchError::Digest { .. })) {
+                break;
             }
-            if let Err(error) = outcome {
-                sequence.fail(error);
+            outcome = self.read(transfer, &sequence).await;
+            if outcome.is_ok() {
+                break;
             }
         }
+        if let Err(error) = outcome {
+            sequence.fail(error);
+        }
+        running.is_over()
     }
 
     fn what(&self) -> String {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 use super::layers;
-use super::take::Inventory;
+use super::take::{Inventory, KitState};
 use crate::cache::{Cache, CacheError, LayerRecord, Policy, Protected, Small};
 use crate::digest::Digest;
 
@@ -48,13 +48,19 @@ fn protected(cache: &Cache) -> Result<Protected, CacheError> {
     Ok(protected)
 }
 
-/// Small files of kits of which no object is here any more, but for kits that are kept or served; before them what no kit
-/// names.
+/// Small files of kits of which no object is here any more, but for kits that are kept, served, or about to be filled;
+/// before them what no kit names.
 fn spare(cache: &Cache) -> Result<Vec<Small>, CacheError> {
     let inventory = Inventory::take(cache)?;
     let served: HashSet<Digest> = cache.served()?.into_iter().map(|served| served.now).collect();
     let loose = inventory.loose(settled()).smalls.into_iter().map(|(small, _)| small);
-    let of_kits =
-        inventory.smalls_of(|kit| kit.objects == 0 && !kit.record.is_kept() && !served.contains(&kit.record.digest));
+    let is_wanted = |kit: &KitState| {
+        kit.objects > 0
+            || kit.record.is_kept()
+            || kit.used > settled()
+            || served.contains(&kit.record.digest)
+            || inventory.is_staged(kit)
+    };
+    let of_kits = inventory.smalls_of(|kit| !is_wanted(kit));
     Ok(loose.chain(of_kits).collect())
 }

@@ -245,6 +245,13 @@ impl Inventory {
         }
     }
 
+    /// Whether a layer of a kit is staged, or was when a process was killed.
+    pub fn is_staged(&self, kit: &KitState) -> bool {
+        let key = |staged: &Item| Some(staged.path.file_name()?.to_str()?.get(..64)?.to_owned());
+        let keys: Vec<String> = self.staging.iter().filter_map(key).collect();
+        kit.record.layers.iter().any(|layer| !keys.is_empty() && keys.contains(&layer.index_key.hex()))
+    }
+
     /// All objects, the one that was used last at the end.
     pub fn objects(&self) -> Vec<(&ObjectDigest, &Stored)> {
         let mut all: Vec<_> = self.objects.iter().collect();

@@ -258,18 +258,20 @@ fn what_is_kept_never_goes_and_what_a_directory_served_before_goes_late() {
 #[test]
 fn documents_of_kits_without_content_are_spare_those_that_were_used_longest_ago_first() {
     let made = made();
-    let layers = ["old", "new", "here", "kept", "served"].map(|name| made.layer(name, &[name]));
+    let all = ["old", "new", "here", "kept", "served", "filled", "opened"];
+    let layers = all.map(|name| made.layer(name, &[name]));
     let indexes = layers.each_ref().map(|layer| layer.index_key);
     let kits = layers.map(|mut layer| {
         let name = layer.path.clone();
         layer.kept = name == "kept";
         made.kit(&name, vec![layer])
     });
-    for (kit, minutes) in kits.iter().zip([90, 80, 100, 100, 100]) {
+    for (kit, minutes) in kits.iter().zip([90, 80, 100, 100, 100, 100, 0]) {
         age(&spread(&made.cache, "kits", &kit.hex()), minutes);
     }
     made.fill(&["here"]);
     made.cache.note_served(Path::new("/srv/model"), &kits[4]).expect("notes");
+    write(&made.cache.root().join("incoming").join(indexes[5].hex()).join("0"), b"a part");
     let loose = made.blob("nobody's");
     age(&spread(&made.cache, "blobs/sha256", &loose.hex()), 70);
     made.blob("of a kit that is being opened");

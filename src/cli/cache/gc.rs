@@ -24,8 +24,9 @@ const RESUMED: Duration = Duration::from_secs(7 * 24 * 3600);
 #[command(
     override_usage = "kitfs cache gc [OPTIONS]",
     after_help = "\
-What killed processes left, what was set aside as damaged, and what belongs to no kit goes; then, where the
-cache is near its limit, what was used longest ago, as it would by itself. What is in use stays.
+What killed processes left, what was set aside as damaged, and what belongs to no kit goes; then,
+where the cache is near its limit, what was used longest ago, as it would by itself. What is in use
+stays.
 
 Examples:
   kitfs cache gc --dry-run                   what would go

@@ -22,8 +22,8 @@ use crate::units::format_size;
 #[command(
     override_usage = "kitfs cache ls [OPTIONS]",
     after_help = "\
-HERE is what a kit takes on the disk; SHARED is the part of it that other kits have too, so that removing
-the kit frees the rest. The kit that was used last is at the end.
+HERE is what a kit takes on the disk; SHARED is the part of it that other kits have too, so that
+removing the kit frees the rest. The kit that was used last is at the end.
 
 Examples:
   kitfs cache ls
@@ -65,6 +65,7 @@ impl Ls {
             limit: cache.marks(held)?.map(|marks| marks.limit),
             free: free(cache),
             loose: Count::of(&inventory.loose(SystemTime::now())),
+            leftovers: leftovers(cache)?,
             kits: inventory.kits.iter().map(|kit| as_json(kit, &mounted)).collect(),
             objects: self.objects.then_some(Objects(inventory)),
         })
@@ -80,6 +81,7 @@ struct Listing<'a> {
     limit: Option<u64>,
     free: Option<u64>,
     loose: Count,
+    leftovers: Count,
     kits: Vec<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     objects: Option<Objects<'a>>,
@@ -151,6 +153,13 @@ fn part(kit: &KitState) -> String {
     format!("{} %", here.min(99))
 }
 
+/// What killed processes left, and what was set aside.
+fn leftovers(cache: &Cache) -> Result<Count, Failure> {
+    let mut count = Count::default();
+    cache.leftovers()?.iter().for_each(|left| count.add(left.bytes));
+    Ok(count)
+}
+
 fn totals(cache: &Cache, inventory: &Inventory) -> Result<Vec<Vec<String>>, Failure> {
     let usage = &inventory.usage;
     let held = usage.bytes();
@@ -174,9 +183,9 @@ fn totals(cache: &Cache, inventory: &Inventory) -> Result<Vec<Vec<String>>, Fail
     let limit = cache.marks(held)?.map_or_else(|| "none".to_owned(), |marks| format_size(marks.limit));
     let free = free(cache).map_or_else(String::new, |free| format!("; its disk has {} free", format_size(free)));
     lines.push(row("limit", format!("{limit}{free}")));
-    let loose = inventory.loose(SystemTime::now());
-    if !loose.is_empty() {
-        lines.push(row("no kit's", format!("{}; `kitfs cache gc` removes that", Count::of(&loose))));
+    let useless = [("of no kit", Count::of(&inventory.loose(SystemTime::now()))), ("left over", leftovers(cache)?)];
+    for (title, count) in useless.into_iter().filter(|(_, count)| count.items > 0) {
+        lines.push(row(title, format!("{count}; `kitfs cache gc` removes that")));
     }
     Ok(lines)
 }

@@ -28,8 +28,8 @@ use crate::units::format_size;
 #[command(
     override_usage = "kitfs cache <COMMAND>",
     after_help = "\
-What nobody asked to keep goes by itself when the cache reaches its limit (--cache-size), what was used
-longest ago first. These commands are for a look, and for more than that.
+When the cache reaches its limit (--cache-size), what was used longest ago goes by itself, but for
+kits that are kept. These commands are for a look, and for more than that.
 
 Examples:
   kitfs cache ls

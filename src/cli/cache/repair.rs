@@ -1,6 +1,6 @@
 //! Fetching again what was set aside as damaged, for the kits that need it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use crate::cache::KitRecord;
 use crate::fetch::layer::{Content, RowContent};
 use crate::fetch::{Access, Context, FetchError, Kit, LayerFetch, Request, Verify};
 use crate::reference::Reference;
+use crate::report::chain;
 
 /// A file is fetched so many bytes at a time: what is joined into one request.
 const PIECE: u64 = 16 << 20;
@@ -19,13 +20,26 @@ const PIECE: u64 = 16 << 20;
 const KEPT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What of a kit is to be had again.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// What of a kit is to be had again. Layers are told by their positions in the kit's record.
+#[derive(Debug, Default)]
 pub(super) struct Wanted {
-    /// Layers whose index is gone, by their positions in the record.
-    pub indexes: BTreeSet<usize>,
-    /// Files whose content is gone, by the positions of their layers in the record and their rows in these.
-    pub rows: BTreeSet<(usize, usize)>,
+    /// The damaged files that this is for, by the caller's count, with their layers.
+    pub files: Vec<(usize, Option<usize>)>,
+    /// The rows of the layers whose content is gone; none where the index is.
+    rows: BTreeMap<usize, Vec<usize>>,
+}
+
+/// What became of the layers of which something was wanted.
+pub(super) type Outcomes = BTreeMap<usize, Result<(), String>>;
+
+impl Wanted {
+    /// Adds what a damaged file was: content at a row of a layer, an index of a layer, or a document.
+    pub fn add(&mut self, file: usize, layer: Option<usize>, row: Option<usize>) {
+        self.files.push((file, layer));
+        // The documents are fetched with any kit that is opened.
+        let Some(layer) = layer else { return };
+        self.rows.entry(layer).or_default().extend(row);
+    }
 }
 
 /// How what is missing is fetched.
@@ -54,25 +68,25 @@ impl Refetch {
         })
     }
 
-    /// Opens a kit, which fetches its documents, and fetches what else is wanted of it.
-    pub async fn kit(&self, record: &KitRecord, wanted: &Wanted) -> Result<(), FetchError> {
+    /// Opens a kit, which fetches its documents, and fetches what else is wanted of it; tells what became of each layer, by
+    /// its position in the record.
+    pub async fn kit(&self, record: &KitRecord, wanted: &Wanted) -> Result<Outcomes, FetchError> {
         let resolved = crate::fetch::resolve(&self.context, &self.access, &self.request).await?;
         let kit = Kit::open(&self.context, resolved);
         let _progress = Progress::of(&kit.layers, self.progress.mode());
-        let mut rows: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (layer, row) in &wanted.rows {
-            rows.entry(*layer).or_default().push(*row);
-        }
-        for at in wanted.indexes.iter().chain(rows.keys()).collect::<BTreeSet<_>>() {
+        let mut outcomes = Outcomes::new();
+        for (at, rows) in &wanted.rows {
             let Some(noted) = record.layers.get(*at) else { continue };
             let same = |fetch: &&Arc<LayerFetch>| {
-                (fetch.layer.digest, fetch.layer.root.to_string()) == (noted.digest, noted.path.clone())
+                fetch.layer.digest == noted.digest && fetch.layer.root.to_string() == noted.path
             };
-            let lost = || FetchError::Lost { what: format!("layer {} of the kit", noted.digest) };
-            let fetch = kit.layers.iter().find(same).ok_or_else(lost)?;
-            layer(fetch, rows.get(at).map_or(&[], Vec::as_slice)).await?;
+            let outcome = match kit.layers.iter().find(same) {
+                Some(fetch) => layer(fetch, rows).await.map_err(|error| chain(&error)),
+                None => Err(format!("the kit has no layer {} any more", noted.digest)),
+            };
+            outcomes.insert(*at, outcome);
         }
-        Ok(())
+        Ok(outcomes)
     }
 }
 

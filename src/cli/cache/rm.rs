@@ -24,8 +24,8 @@ const SHORTEST: usize = 12;
 #[command(
     override_usage = "kitfs cache rm [OPTIONS] <REF>...",
     after_help = "\
-REF is a reference as it was mounted or pulled, or a digest, or the first 12 digits of one. A tag means
-the kit that it led to last; no registry is asked. What is open stays until `kitfs cache gc`.
+REF is a reference as it was mounted or pulled, or a digest, or the first 12 digits of one. A tag
+means the kit that it led to last; no registry is asked. What is open stays until `kitfs cache gc`.
 
 Examples:
   kitfs cache rm ghcr.io/team/llama:8b

@@ -14,7 +14,7 @@ use super::super::Failure;
 use super::super::options::{ConnectionArgs, FetchArgs, JsonArgs, ProgressArgs, TrustArgs};
 use super::super::output::{self, Output, printable};
 use super::super::progress::{Moves, Progress};
-use super::repair::{Refetch, Wanted};
+use super::repair::{Outcomes, Refetch, Wanted};
 use crate::cache::{Cache, CacheError, Damage, Health, Item, KitRecord, Repair};
 use crate::digest::Digest;
 use crate::fetch::FILLS;
@@ -29,9 +29,9 @@ use crate::units::format_size;
 #[command(
     override_usage = "kitfs cache verify [OPTIONS]",
     after_help = "\
-With --repair, what is damaged is set aside, and fetched again where a kit needs it and its repository can be
-reached. What can't be fetched now is when it is read: the cache is right again either way. Mounts may go on.
-The exit code is 1 if anything is damaged and was not repaired.
+With --repair, what is damaged is set aside, and fetched again where a kit needs it and its
+repository can be reached. What can't be fetched now is fetched when it is read: the cache is right
+again either way. Mounts may go on. The exit code is 1 if anything is damaged and was not repaired.
 
 Examples:
   kitfs cache verify
@@ -119,7 +119,7 @@ impl Verify {
         let mut report = self.check(&cache, &mut kits)?;
         if self.repair {
             self.repair(&cache, &mut report.damaged);
-            self.fetch_again(&kits, &mut report.damaged).await?;
+            self.fetch_again(&kits, &mut report.damaged).await;
         }
         let mut out = Output::new();
         if self.json.json {
@@ -180,33 +180,34 @@ impl Verify {
         }
     }
 
-    /// Fetches again what was set aside, kit by kit. Each file once: what several kits need, the first one brings.
-    async fn fetch_again(&self, kits: &[KitRecord], damaged: &mut [Finding]) -> Result<(), Failure> {
-        let mut wanted: BTreeMap<usize, (Wanted, Vec<usize>)> = BTreeMap::new();
-        for (at, finding) in damaged.iter().enumerate() {
-            let (true, Some(hit)) = (finding.is_to_be_fetched(), finding.hits.first()) else { continue };
-            let (wanted, findings) = wanted.entry(hit.kit).or_default();
-            findings.push(at);
-            // Its documents are fetched with any kit that is opened.
-            let Some(layer) = hit.layer else { continue };
-            match hit.row {
-                Some(row) => wanted.rows.insert((layer, row)),
-                None => wanted.indexes.insert(layer),
-            };
-        }
-        for (kit, (wanted, findings)) in wanted {
-            let Some(record) = kits.get(kit) else { continue };
-            let fetched = self.fetch_kit(record, &wanted).await;
-            for at in findings {
-                if let Some(finding) = damaged.get_mut(at) {
-                    finding.fetched = Some(fetched.clone());
+    /// Fetches again what was set aside, kit by kit. What several kits need comes from the first of them that can be had.
+    async fn fetch_again(&self, kits: &[KitRecord], damaged: &mut [Finding]) {
+        let mut tried: HashSet<(usize, usize)> = HashSet::new();
+        loop {
+            let mut wanted: BTreeMap<usize, Wanted> = BTreeMap::new();
+            for (at, finding) in damaged.iter().enumerate().filter(|(_, finding)| finding.is_to_be_fetched()) {
+                let Some(hit) = finding.hits.iter().find(|hit| !tried.contains(&(at, hit.kit))) else { continue };
+                tried.insert((at, hit.kit));
+                wanted.entry(hit.kit).or_default().add(at, hit.layer, hit.row);
+            }
+            if wanted.is_empty() {
+                return;
+            }
+            for (kit, wanted) in wanted {
+                let Some(record) = kits.get(kit) else { continue };
+                let outcomes = self.fetch_kit(record, &wanted).await;
+                for (at, layer) in wanted.files {
+                    let Some(finding) = damaged.get_mut(at) else { continue };
+                    finding.fetched = Some(outcomes.as_ref().map_err(String::clone).and_then(|layers| {
+                        let of_layer = layer.and_then(|layer| layers.get(&layer));
+                        of_layer.map_or(Ok(()), Result::clone)
+                    }));
                 }
             }
         }
-        Ok(())
     }
 
-    async fn fetch_kit(&self, record: &KitRecord, wanted: &Wanted) -> Result<(), String> {
+    async fn fetch_kit(&self, record: &KitRecord, wanted: &Wanted) -> Result<Outcomes, String> {
         let reference = format!("{}@{}", record.repository, record.digest).parse::<Reference>();
         let reference = reference.map_err(|error| chain(&error))?;
         let refetch = Refetch::new(&self.fetch, &self.connection, &self.trust, self.progress, reference);
@@ -326,7 +327,8 @@ impl Finding {
     /// that were never here.
     fn is_to_be_fetched(&self) -> bool {
         let is_needed = matches!(self.item.what(), OBJECT | INDEX | BLOB | KIT);
-        is_needed && matches!(self.repaired, Some(Ok(Repair::SetAside | Repair::Nothing)))
+        let is_gone = matches!(self.repaired, Some(Ok(Repair::SetAside | Repair::Nothing)));
+        is_needed && is_gone && !matches!(self.fetched, Some(Ok(())))
     }
 
     fn place<'a>(&'a self, cache: &Cache) -> &'a Path {

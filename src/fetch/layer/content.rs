@@ -177,13 +177,17 @@ impl LayerFetch {
         for file in complete {
             self.context.files.commit(&self.context.cache, file);
         }
-        let Some(running) = self.sequence.ask(missing) else { return };
-        // One that is not to be had is dropped with those who wait, which tells them.
-        let Ok(_turn) = self.turn(Pace::Now).await else { return };
+        let Some(mut running) = self.sequence.ask(missing) else { return };
+        let (layer, context) = (self.layer.clone(), self.context.clone());
         let transfers = self.transfers().into_iter().map(|(_, transfer)| transfer).collect();
-        Reading::new(self.layer.clone(), self.context.clone(), transfers, index, self.progress.clone())
-            .serve(running)
-            .await;
+        let reading = Reading::new(layer, context, transfers, index, self.progress.clone());
+        loop {
+            // One turn for each reading, so that other layers have theirs. Without one, those who wait are told.
+            let Ok(_turn) = self.turn(Pace::Now).await else { return };
+            if reading.serve(&mut running).await {
+                return;
+            }
+        }
     }
 
     /// Adds to the wants for a file of one chunk those for its neighbours: those that lie wholly in the same window and
