@@ -136,6 +136,13 @@ fn start(kitfs: &Kitfs, reference: &str) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts")
 }
 
+/// Bytes on the disk of files that are being filled.
+fn on_disk(kitfs: &Kitfs) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let blocks = |path: std::path::PathBuf| path.metadata().map_or(0, |found| found.blocks());
+    kitfs.cached_files("partial").into_iter().map(blocks).sum::<u64>() * 512
+}
+
 fn signal(child: &Child, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).expect("a pid")).expect("a pid");
     rustix::process::kill_process(pid, signal).expect("a signal");
@@ -150,7 +157,7 @@ fn a_pull_of_an_indexed_kit_that_was_killed_fetches_only_what_is_missing() {
     server.set_rate(Some(200 * MIB));
     let mut child = start(&kitfs, &kit.reference);
     let at_70 = Instant::now();
-    while server.bytes_for(kit.layers[0]) < SIZE * 7 / 10 {
+    while on_disk(&kitfs) < SIZE * 7 / 10 {
         assert!(at_70.elapsed() < Duration::from_secs(60), "the pull does not get on");
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -160,7 +167,7 @@ fn a_pull_of_an_indexed_kit_that_was_killed_fetches_only_what_is_missing() {
 
     server.reset_counters();
     let pulled = pull(&kitfs, &kit.reference, &[]);
-    // What was on the wire when it was killed is lost: at most one request of each connection.
+    // What was on the wire when it was killed is lost, and the chunk that was being written.
     let fetched = pulled["fetched"].as_u64().expect("bytes");
     assert!(fetched > 0 && fetched <= SIZE * 35 / 100, "{} MiB", fetched / MIB);
     assert!(server.bytes_for(kit.layers[0]) <= SIZE * 35 / 100);
@@ -179,10 +186,7 @@ fn an_interrupt_ends_a_pull_at_once_and_what_was_fetched_stays() {
     let kitfs = Kitfs::new();
     server.set_rate(Some(30 * MIB));
     let child = start(&kitfs, &kit.reference);
-    eventually("chunks on the disk", || {
-        use std::os::unix::fs::MetadataExt as _;
-        kitfs.cached_files("partial").iter().any(|path| path.metadata().is_ok_and(|found| found.blocks() > 8 << 11))
-    });
+    eventually("chunks on the disk", || on_disk(&kitfs) > 4 * MIB);
     let interrupted = Instant::now();
     signal(&child, rustix::process::Signal::INT);
     let output = child.wait_with_output().expect("ends");
@@ -357,4 +361,41 @@ fn the_help_tells_of_it() {
     let kitfs = Kitfs::new();
     let help = kitfs.ok(&["--help"]);
     assert!(help.contains("pull") && help.contains("Makes a kit complete in the cache"), "{help}");
+}
+
+/// A file system of so many MiB in place of the cache, detached when it goes.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn new(kitfs: &Kitfs, mib: u64) -> Self {
+        let dir = kitfs.cache();
+        std::fs::create_dir(&dir).expect("mkdir");
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mib}m,mode=0700"), "tmpfs"])
+            .arg(&dir)
+            .status();
+        assert!(mounted.is_ok_and(|status| status.success()), "mounting a tmpfs takes root");
+        Self(dir)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_pull_that_fills_the_disk_fails_and_does_not_go_round() {
+    for builder in [KitBuilder::new(), KitBuilder::new().indexed()] {
+        let server = FaultServer::empty("team/kit");
+        let kit = builder.content("model", "m.bin", huge_tar("m.bin", 1, 64 * MIB)).serve(&server, "v1");
+        let kitfs = Kitfs::new();
+        let _disk = SmallDisk::new(&kitfs, 24);
+        let started = Instant::now();
+        let said = kitfs.fails(&["pull", &kit.reference]);
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        assert!(said.contains("1 of 1 layers") && said.contains("cache: "), "{said}");
+        assert!(server.bytes_for(kit.layers[0]) <= 65 * MIB, "nothing is fetched twice");
+    }
 }

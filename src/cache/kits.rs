@@ -80,6 +80,12 @@ impl KitRecord {
         self.layers.iter().any(|layer| layer.kept)
     }
 
+    /// What people know it by: its latest name with a tag, as a digest alone says nothing to them.
+    pub fn name(&self) -> &str {
+        let tagged = self.references.iter().rev().find(|reference| !reference.contains("@sha256:"));
+        tagged.or(self.references.last()).unwrap_or(&self.repository)
+    }
+
     /// Adds what a newer record of the same kit tells.
     fn add(&mut self, newer: Self) {
         self.references.retain(|known| !newer.references.contains(known));

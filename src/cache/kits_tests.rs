@@ -39,6 +39,8 @@ fn what_is_noted_of_a_kit_adds_up() {
     cache.note_kit(record("kit:1", &["b"])).expect("note");
     let found = only(&cache);
     assert_eq!(found.references, ["kit:2", "kit:1"], "the latest last");
+    cache.note_kit(record(&format!("kit@{}", found.digest), &[])).expect("note");
+    assert_eq!(only(&cache).name(), "kit:1", "a digest is no name");
     let paths: Vec<_> = found.layers.iter().map(|layer| layer.path.as_str()).collect();
     assert_eq!(paths, ["a", "b", "c"]);
     assert!(found.layers[1].named.is_some(), "who does not trust an index does not make it another's");

@@ -36,7 +36,7 @@ Examples:
   kitfs mount ghcr.io/team/llama:8b                    on ./llama
   kitfs mount llama:8b /mnt/llama --filter model       the model alone
   kitfs mount --dry-run oci:kits/llama                 what would be served and fetched
-  kitfs mount --prefetch '*.safetensors' --wait llama:8b   returns when the weights are here
+  kitfs mount --prefetch all --wait llama:8b           returns when all of it is here
   sudo kitfs mount --allow-other llama:8b /mnt/llama   for other users and containers"
 )]
 pub(super) struct Mount {
@@ -166,7 +166,7 @@ impl Mount {
         let served: Served = serde_json::from_value(ready?)?;
         served.print(self.json.json)?;
         match served.prefetch {
-            Some(Report { state: State::Failed, why, .. }) => Err(Failure::failed(format!(
+            Some(Report { state: State::Failed, why, .. }) if self.wait => Err(Failure::failed(format!(
                 "not all was prefetched: {}; the mount stays, and `kitfs status` tells more",
                 why.unwrap_or_default()
             ))),

@@ -115,8 +115,7 @@ impl Outcome {
 
 /// The latest name of a kit, and the beginning of its digest.
 fn name(kit: &KitState) -> (String, String) {
-    let name = kit.record.references.last().unwrap_or(&kit.record.repository);
-    (output::printable(name.as_bytes()), kit.record.digest.short())
+    (output::printable(kit.record.name().as_bytes()), kit.record.digest.short())
 }
 
 /// Where kits from this cache are mounted, as far as this user's mounts go.

@@ -155,10 +155,7 @@ fn unknown(cache: &Cache, records: &[KitRecord], text: &str) -> Failure {
     if records.is_empty() {
         return Failure::failed(format!("{text} is not in the cache {root}, which holds no kit"));
     }
-    let known = records.iter().map(|record| {
-        let name = record.references.last().unwrap_or(&record.repository);
-        format!("  {name} {}", record.digest.short())
-    });
+    let known = records.iter().map(|record| format!("  {} {}", record.name(), record.digest.short()));
     let known = known.collect::<Vec<_>>().join("\n");
     Failure::failed(format!("{text} is not in the cache {root}; there are\n{known}"))
 }
@@ -169,7 +166,7 @@ fn refuse_mounted(cache: &Cache, records: &[KitRecord], chosen: &HashSet<Digest>
     let mut served = Vec::new();
     for record in records.iter().filter(|record| chosen.contains(&record.digest)) {
         let dirs: &[PathBuf] = mounted.get(&record.digest).map_or(&[], Vec::as_slice);
-        let name = record.references.last().unwrap_or(&record.repository);
+        let name = record.name();
         served.extend(dirs.iter().map(|dir| format!("{name} is mounted on {}", dir.display())));
     }
     if served.is_empty() {

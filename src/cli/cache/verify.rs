@@ -356,7 +356,7 @@ impl Finding {
             let kit = kits.get(hit.kit);
             json!({
                 "kit": kit.map(|kit| kit.digest),
-                "reference": kit.and_then(|kit| kit.references.last()),
+                "reference": kit.map(KitRecord::name),
                 "path": hit.path,
             })
         };
@@ -376,9 +376,11 @@ impl Finding {
         out.line(format_args!("damaged {what} {}: {}", self.place(cache).display(), self.damage.what))?;
         for hit in &self.hits {
             let Some(kit) = kits.get(hit.kit) else { continue };
-            let name = kit.references.last().unwrap_or(&kit.repository);
             let path = hit.path.as_ref().map_or_else(String::new, |path| format!(": {path}"));
-            out.line(format_args!("  {}", printable(format!("{name} {}{path}", kit.digest.short()).as_bytes())))?;
+            out.line(format_args!(
+                "  {}",
+                printable(format!("{} {}{path}", kit.name(), kit.digest.short()).as_bytes())
+            ))?;
         }
         self.remedy().map_or(Ok(()), |remedy| out.line(format_args!("  {remedy}")))
     }

@@ -106,6 +106,8 @@ impl LayerFetch {
     /// Makes all of the layer's content complete in the cache, and proves the layer if it was only attested.
     pub async fn complete(self: &Arc<Self>, pace: Pace) -> Result<(), FetchError> {
         self.complete_all(None, pace).await?;
+        // Nothing of it is still to come, whatever else is read for the proof.
+        let _work = Work::begin(self, 0);
         match self.prove().await {
             // All of it is here, and as good as it was before.
             Err(error) if error.is_unreachable() => {
@@ -163,6 +165,7 @@ impl LayerFetch {
             self.fill.forget();
         }
         let index = Known::Derived(self.fill_at(pace).await?);
+        let _work = Work::begin(self, 0);
         let staged = self.missing(&index, None).await?;
         self.until_named(staged).await?;
         Ok(Vec::new())
