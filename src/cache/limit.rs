@@ -113,7 +113,15 @@ impl Cache {
         Ok(self.settings.limit.marks(held, self.room.disk()?))
     }
 
-    /// Evicts what is above the limit by now: free space that is kept may be used up by others while we write nothing.
+    /// Evicts where others have used up the free space that is kept for them. Costs next to nothing while they have not,
+    /// so that a mount can look every few seconds.
+    pub fn yield_room(&self) -> Result<(), CacheError> {
+        let Limit::KeepFree(percent) = self.settings.limit else { return Ok(()) };
+        let disk = self.room.disk()?;
+        if disk.free < part(disk.total, percent.into()) { self.keep_limit() } else { Ok(()) }
+    }
+
+    /// Evicts what is above the limit by now: what was in use may not be any more.
     pub fn keep_limit(&self) -> Result<(), CacheError> {
         if self.settings.limit == Limit::None {
             return Ok(());

@@ -19,6 +19,7 @@ use super::options::{JsonArgs, MountVerifyArgs, ProgressArgs};
 use super::progress::{Steps, Waiting};
 use super::served::{self, Served};
 use super::{Failure, dry_run, status};
+use crate::cache::Cache;
 use crate::fetch::Kit;
 use crate::fs::prefetch::{Prefetch, Report, State};
 use crate::fs::{Fs, Ownership, Selection};
@@ -265,9 +266,11 @@ impl Mount {
         let cache = context.cache.clone();
         let fs = Arc::new(Fs::new(kit, context, tree, self.access.ownership()));
         let handler = {
-            let (fs, served) = (fs.clone(), served.clone());
-            move |request| served::answer(fs.clone(), served.clone(), verify, request)
+            let (fs, served, cache) = (fs.clone(), served.clone(), cache.clone());
+            move |request| served::answer(fs.clone(), served.clone(), cache.clone(), verify, request)
         };
+        let yielding = tokio::spawn(yield_room(cache.clone()));
+        let cache_of_mount = cache.clone();
         let mounted = Notify::new();
         let serving = mount::serve(fs.clone(), options, handler, |record| {
             tracing::info!(shows = record.shows, dir = %record.mount_point.display(), "mounted");
@@ -295,12 +298,31 @@ impl Mount {
             never = telling => never,
         };
         drop(background);
+        yielding.abort();
+        // What was in use counts against the limit, and may be evicted now.
+        let kept = tokio::task::spawn_blocking(move || cache_of_mount.keep_limit()).await;
+        if let Ok(Err(error)) = kept {
+            tracing::debug!(%error, "what is above the limit is left to the next who writes");
+        }
         match left {
             Left::Unmounted | Left::Signal => tracing::info!("left"),
             Left::Aborted => tracing::warn!("the connection was aborted; the mount is detached"),
             Left::SignalWhileBusy => tracing::warn!("left while files were open; reading them fails from now on"),
         }
         Ok(())
+    }
+}
+
+/// Gives room back that others need, for as long as a mount lives.
+async fn yield_room(cache: Arc<Cache>) {
+    /// A kubelet looks as often.
+    const EACH: Duration = Duration::from_secs(10);
+    loop {
+        tokio::time::sleep(EACH).await;
+        let cache = cache.clone();
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || cache.yield_room()).await {
+            tracing::debug!(%error, "the free space is not known");
+        }
     }
 }
 

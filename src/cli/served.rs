@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::output::{self, Output, printable};
+use crate::cache::Cache;
 use crate::digest::Digest;
-use crate::fetch::{Kit, LastSeen, LayerFetch, Resolved, Tier};
+use crate::fetch::{Kit, LastSeen, LayerFetch, Resolved, Tier, Verify};
 use crate::fs::Fs;
 use crate::fs::prefetch::{Report, State};
 use crate::units::format_size;
@@ -143,13 +144,20 @@ pub(super) fn kits(resolved: &Resolved) -> Vec<KitOfChain> {
 }
 
 /// Answers a request on the control socket.
-pub(super) async fn answer(fs: Arc<Fs>, served: Arc<Served>, verify: crate::fetch::Verify, request: Value) -> Value {
+pub(super) async fn answer(
+    fs: Arc<Fs>,
+    served: Arc<Served>,
+    cache: Arc<Cache>,
+    verify: Verify,
+    request: Value,
+) -> Value {
     match request["cmd"].as_str() {
         Some(STATUS) => {
             let mut layers = Vec::new();
             for fetch in &fs.kit().layers {
                 layers.push(layer(fetch).await);
             }
+            let full = tokio::task::spawn_blocking(move || cache.fullness()).await.unwrap_or_default();
             // What went wrong since it was mounted counts too.
             let indexes = fs.kit().layers.iter().filter_map(|layer| layer.unusable_index());
             let since = indexes.filter(|warning| !served.warnings.iter().any(|known| known == warning));
@@ -164,6 +172,7 @@ pub(super) async fn answer(fs: Arc<Fs>, served: Arc<Served>, verify: crate::fetc
                 "layers": layers,
                 "conflicts": fs.conflicts(),
                 "prefetch": fs.prefetch().map(|prefetch| prefetch.report(fs.kit())),
+                "full": full,
                 "notes": served.notes,
                 "warnings": warnings,
             })

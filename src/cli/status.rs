@@ -163,6 +163,9 @@ fn print(out: &mut Output, mount: &Mount, details: Option<&Result<Value, Control
             }
             let prefetch = serde_json::from_value(details["prefetch"].clone()).ok();
             lines.extend(prefetch.map(|report| ("prefetch", served::in_words(&report))));
+            if let Some(why) = details["full"].as_str() {
+                lines.push(("full", format!("nothing more is kept for now: {why}")));
+            }
             let several = [("notes", "note"), ("warnings", "warning"), ("conflicts", "conflict")];
             for (key, title) in several {
                 lines.extend(list(key).iter().map(|value| (title, text(value))));

@@ -2,23 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use super::super::Failure;
 use super::super::options::{ConnectionArgs, FetchArgs, ProgressArgs, TrustArgs};
 use super::super::progress::Progress;
 use crate::cache::KitRecord;
-use crate::fetch::layer::{Content, RowContent};
-use crate::fetch::{Access, Context, FetchError, Kit, LayerFetch, Request, Verify};
+use crate::fetch::{Access, Context, FetchError, Kit, LayerFetch, Pace, Request, Verify};
 use crate::reference::Reference;
 use crate::report::chain;
-
-/// A file is fetched so many bytes at a time: what is joined into one request.
-const PIECE: u64 = 16 << 20;
-
-/// How long a disk may take to keep a file that was fetched, and how often is looked.
-const KEPT: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(20);
 
 /// What of a kit is to be had again. Layers are told by their positions in the kit's record.
 #[derive(Debug, Default)]
@@ -96,26 +87,5 @@ async fn layer(fetch: &Arc<LayerFetch>, rows: &[usize]) -> Result<(), FetchError
         // Content comes with the layer, and its index too.
         return if rows.is_empty() { fetch.derive().await.map(|_| ()) } else { fetch.fill().await.map(|_| ()) };
     }
-    for row in rows {
-        let size = fetch.known().and_then(|known| Some(known.head().row(*row)?.size())).unwrap_or(0);
-        let RowContent::Verified(Content::Chunked(file)) = fetch.content(*row, size).await? else { continue };
-        for start in (0..size).step_by(PIECE as usize) {
-            fetch.read(*row, &file, start..size.min(start + PIECE)).await?;
-        }
-        drop(file);
-        kept(fetch, *row).await?;
-    }
-    Ok(())
-}
-
-/// Waits until the cache has a file under its name: behind the last read come a sync and a rename.
-async fn kept(fetch: &Arc<LayerFetch>, row: usize) -> Result<(), FetchError> {
-    let start = Instant::now();
-    while !fetch.is_cached(row).await? {
-        if start.elapsed() > KEPT {
-            return Err(FetchError::Lost { what: format!("a file of layer {}", fetch.layer.digest) });
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    Ok(())
+    fetch.complete_rows(rows, Pace::Now).await
 }
