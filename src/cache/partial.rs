@@ -72,6 +72,12 @@ impl Partial {
         self.chunks().left == 0
     }
 
+    /// Whether the file has no holes, so that all of it may be there, though this process has not hashed all of it.
+    pub fn may_be_whole(&self) -> bool {
+        let Some(file) = self.file.get().filter(|_| !self.is_complete()) else { return false };
+        rustix::fs::seek(file, SeekFrom::Hole(0)).is_ok_and(|hole| hole >= self.list.size())
+    }
+
     /// Whether this process has verified a chunk in the file.
     pub fn has(&self, chunk: u64) -> bool {
         self.chunks().verified.get(chunk as usize).copied().unwrap_or(false)

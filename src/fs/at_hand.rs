@@ -44,17 +44,16 @@ impl AtHand {
         inner.contents.contains(&at)
     }
 
-    /// Notes that a file was closed once. After the last time its content is let go.
-    pub(super) fn released(&self, at: At) {
+    /// Notes that a file was closed once. After the last time its content is given back, to be let go.
+    pub(super) fn released(&self, at: At) -> Option<Content> {
         let mut inner = self.lock();
-        let Some(count) = inner.handles.get_mut(&at) else { return };
+        let count = inner.handles.get_mut(&at)?;
         *count -= 1;
-        if *count == 0 {
-            inner.handles.remove(&at);
-            let content = inner.contents.pop(&at);
-            drop(inner);
-            drop(content);
+        if *count > 0 {
+            return None;
         }
+        inner.handles.remove(&at);
+        inner.contents.pop(&at)
     }
 
     /// The content of a file, if it is at hand.
@@ -96,10 +95,8 @@ mod tests {
         assert!(!files.opened(at));
         files.put(at, Content::Chunked(file.clone()));
         assert!(files.opened(at), "the second reader finds it");
-        files.released(at);
-        assert!(files.get(at).is_some());
-        files.released(at);
-        assert!(files.get(at).is_none());
+        assert!(files.released(at).is_none() && files.get(at).is_some());
+        assert!(files.released(at).is_some() && files.get(at).is_none());
         assert_eq!(Arc::strong_count(&file), 1, "nobody holds it any more");
     }
 }

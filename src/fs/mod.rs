@@ -307,9 +307,10 @@ impl Fs {
     }
 
     /// Ends what [`Fs::open`] began.
-    pub fn release(&self, ino: Ino, _handle: u64) {
-        if let Ok((_, _, Origin::Layer { layer, entry })) = self.node(ino) {
-            self.at_hand.released((layer, entry));
+    pub async fn release(&self, ino: Ino, _handle: u64) {
+        let Ok((_, _, Origin::Layer { layer: at, entry })) = self.node(ino) else { return };
+        if let Some(content) = self.at_hand.released((at, entry)) {
+            self.kit.layers[at as usize].let_go(entry as usize, content).await;
         }
     }
 

@@ -151,9 +151,11 @@ impl fuser::Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let fs = Arc::clone(&self.fs);
         guard("release", || {
-            self.fs.release(ino(node), handle.0);
             reply.ok();
+            // Closing may wait for the disk.
+            drop(self.runtime.spawn(async move { fs.release(ino(node), handle.0).await }));
         });
     }
 

@@ -126,6 +126,21 @@ impl LayerFetch {
         Ok(())
     }
 
+    /// Closes the content of a file that nobody has open any more. Where all of it is here by now, and other processes
+    /// or earlier readers have verified what this one has not, it becomes an object.
+    pub async fn let_go(self: &Arc<Self>, row: usize, content: Content) {
+        // It is closed there too, which may wait for the disk.
+        let look = self.off_thread(move || match content {
+            Content::Object(_) => false,
+            Content::Chunked(file) => file.partial().may_be_whole(),
+        });
+        if look.await.unwrap_or(false)
+            && let Err(error) = self.complete_rows(&[row], Pace::Ahead).await
+        {
+            tracing::debug!(layer = %self.layer.digest, error = %crate::report::chain(&error), "a file was not completed");
+        }
+    }
+
     /// How many bytes of the layer's content are not on the cache's disk; `None` as long as nothing proves what they are.
     pub async fn lacks(self: &Arc<Self>) -> Result<Option<u64>, FetchError> {
         let Some(known) = self.look_for_index().await? else { return Ok(None) };
