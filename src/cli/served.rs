@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
 
 use super::Failure;
 use super::output::{self, Output, printable};
@@ -14,6 +16,9 @@ use crate::fetch::{Kit, LastSeen, LayerFetch, Resolved, Tier, Verify};
 use crate::fs::Fs;
 use crate::fs::prefetch::{Report, State};
 use crate::units::format_size;
+
+/// How long looking at the cache's disk may take for an answer: who asks waits ten seconds, and everything else is known.
+const COUNTING: Duration = Duration::from_secs(4);
 
 /// The request that [`answer`] knows.
 pub(super) const STATUS: &str = "status";
@@ -153,11 +158,13 @@ pub(super) async fn answer(
 ) -> Value {
     match request["cmd"].as_str() {
         Some(STATUS) => {
+            let until = Instant::now() + COUNTING;
+            let full = tokio::task::spawn_blocking(move || cache.fullness());
+            let full = timeout_at(until, full).await.ok().and_then(Result::ok).flatten();
             let mut layers = Vec::new();
             for fetch in &fs.kit().layers {
-                layers.push(layer(fetch).await);
+                layers.push(layer(fetch, until).await);
             }
-            let full = tokio::task::spawn_blocking(move || cache.fullness()).await.unwrap_or_default();
             // What went wrong since it was mounted counts too.
             let indexes = fs.kit().layers.iter().filter_map(|layer| layer.unusable_index());
             let since = indexes.filter(|warning| !served.warnings.iter().any(|known| known == warning));
@@ -181,13 +188,18 @@ pub(super) async fn answer(
     }
 }
 
-/// How a layer is. `content` and `cached` count bytes of its files, as far as they are known.
-async fn layer(fetch: &LayerFetch) -> Value {
+/// How a layer is. `content` and `cached` count bytes of its files, as far as they are known in time.
+async fn layer(fetch: &LayerFetch, until: Instant) -> Value {
     let layer = &fetch.layer;
-    let held = fetch.held().await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "what is cached can't be told");
-        None
-    });
+    let counted = timeout_at(until, fetch.held()).await;
+    let held = match &counted {
+        Ok(Ok(held)) => *held,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "what is cached can't be told");
+            None
+        }
+        Err(_) => None,
+    };
     json!({
         "type": layer.kind,
         "path": layer.path,
@@ -196,6 +208,7 @@ async fn layer(fetch: &LayerFetch) -> Value {
         "trust": fetch.tier(),
         "content": held.map(|held| held.content),
         "cached": held.map(|held| held.cached),
+        "counted": counted.is_ok(),
         "filling": fetch.is_filling().then(|| *fetch.progress().borrow()),
         "poisoned": fetch.poisoned(),
         "unstaged": fetch.unstaged(),

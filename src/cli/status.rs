@@ -188,6 +188,9 @@ fn layer(layer: &Value) -> Vec<String> {
         (None, Some(now), ..) => format!("fetching, {} of {}", format_size(now), bytes(size("size"))),
         (None, None, Some(content), Some(cached)) if content == cached => "cached".to_owned(),
         (None, None, Some(content), cached) => format!("{} of {} cached", bytes(cached), format_size(content)),
+        (None, None, None, _) if layer["counted"] == false => {
+            "not counted in time: the cache's disk is slow".to_owned()
+        }
         (None, None, None, _) => "not fetched".to_owned(),
     };
     if let Some(why) = layer["unstaged"].as_str() {
