@@ -18,6 +18,8 @@ use crate::digest::Digest;
 
 /// The file.
 pub(super) const NAME: &str = "format";
+/// What the root of a file system of its own may hold beside a cache: that of the file system's repair, for root alone.
+pub(super) const LOST_AND_FOUND: &str = "lost+found";
 /// What a cache of any version says in its first line, before the number.
 const WORD: &str = "kitfs-cache ";
 /// The version of this layout.
@@ -102,11 +104,13 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, CacheError> {
     }
 }
 
-/// Whether nothing is in a directory but what was left by who was killed while making it a cache.
+/// Whether nothing is in a directory but what was left by who was killed while making it a cache, and what a new file
+/// system holds.
 fn is_empty(root: &Path) -> Result<bool, CacheError> {
     let entries = fs::read_dir(root).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
     let entries = entries.map_err(io_error("read", root))?;
-    Ok(entries.iter().all(|entry| entry.file_name().as_encoded_bytes().starts_with(b"format.")))
+    let is_nothing = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b"format.") || name == LOST_AND_FOUND;
+    Ok(entries.iter().all(|entry| is_nothing(&entry.file_name())))
 }
 
 impl Cache {
@@ -145,6 +149,16 @@ mod tests {
         for damaged in ["", "kitfs-cache 1\n", "kitfs-cache 1", "kitfs-cache x\n", "something else\n"] {
             assert_eq!(judge(damaged.as_bytes()), None, "{damaged:?}");
         }
+    }
+
+    #[test]
+    fn a_file_system_of_its_own_is_an_empty_directory() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir(dir.path().join(LOST_AND_FOUND)).expect("makes");
+        let cache = Cache::open(dir.path()).expect("opens");
+        let before = cache.usage().expect("counts").bytes();
+        fs::write(dir.path().join(LOST_AND_FOUND).join("#12"), vec![1; 100_000]).expect("writes");
+        assert_eq!(cache.usage().expect("counts").bytes(), before, "what is found there is not the cache's");
     }
 
     #[test]

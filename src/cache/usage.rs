@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::format::LOST_AND_FOUND;
 use super::{Cache, CacheError, io_error};
 use crate::object::ObjectDigest;
 
@@ -138,6 +139,9 @@ impl Cache {
         let root = fs::metadata(&self.root).map_err(io_error("stat", &self.root))?;
         scan.usage.add(Area::Other, 0, root.blocks() * BLOCK);
         for entry in entries(&self.root)? {
+            if entry.path.file_name().is_some_and(|name| name == LOST_AND_FOUND) {
+                continue;
+            }
             let area = entry.path.file_name().and_then(|name| name.to_str()).map_or(Area::Other, Area::of);
             match area {
                 Area::Incoming if entry.metadata.is_dir() => scan.incoming(&entry)?,
