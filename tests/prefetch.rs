@@ -303,7 +303,7 @@ fn more_than_the_cache_may_hold_is_not_prefetched() {
     let mount = kitfs.mount(&kit.reference, &["--prefetch", "all"]);
     let failed = until(&kitfs, &mount, "failed");
     assert!(
-        failed["why"].as_str().is_some_and(|why| why.contains("30.0 MiB") && why.contains("--cache-size")),
+        failed["why"].as_str().is_some_and(|why| why.contains("28.5 MiB") && why.contains("--cache-size")),
         "{failed}"
     );
     assert_eq!(server.bytes_for(kit.layers[0]), 0);

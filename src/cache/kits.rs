@@ -74,6 +74,13 @@ pub struct Served {
     pub before: Option<Digest>,
 }
 
+impl LayerRecord {
+    /// Whether both are records of one layer at one path.
+    pub fn is(&self, other: &Self) -> bool {
+        (self.digest, &self.path) == (other.digest, &other.path)
+    }
+}
+
 impl KitRecord {
     /// Whether any of it is kept.
     pub fn is_kept(&self) -> bool {
@@ -99,8 +106,7 @@ impl KitRecord {
             }
         }
         for layer in newer.layers {
-            let same = |known: &&mut LayerRecord| (known.digest, &known.path) == (layer.digest, &layer.path);
-            match self.layers.iter_mut().find(same) {
+            match self.layers.iter_mut().find(|known| known.is(&layer)) {
                 // The key of the index changes with the way archives are read.
                 Some(known) => {
                     *known =
@@ -143,6 +149,16 @@ impl Cache {
     pub fn forget_kit(&self, digest: &Digest) -> Result<(), CacheError> {
         let _lock = self.lock_records()?;
         remove(&self.spread("kits", &digest.hex()))
+    }
+
+    /// Says of layers of a kit that they are not kept.
+    pub fn unmark(&self, digest: &Digest, layers: &[LayerRecord]) -> Result<(), CacheError> {
+        let path = self.spread("kits", &digest.hex());
+        let _lock = self.lock_records()?;
+        let Some(mut record) = read::<KitRecord>(&path)? else { return Ok(()) };
+        let unmarked = record.layers.iter_mut().filter(|layer| layers.iter().any(|other| other.is(layer)));
+        unmarked.for_each(|layer| layer.kept = false);
+        self.write_json(&path, &record)
     }
 
     /// Takes the lock of the records. It is held for a moment by all who take it, so it is tried for a while.

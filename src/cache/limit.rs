@@ -91,12 +91,14 @@ impl Cache {
         !self.room.is_full() || self.room.is_due()
     }
 
-    /// The most bytes that the cache may hold, where that is said.
-    pub fn limit_bytes(&self) -> Option<u64> {
-        match self.settings.limit {
-            Limit::Bytes(most) => Some(most),
-            Limit::None | Limit::KeepFree(_) => None,
-        }
+    /// The most bytes that can be kept at once as things are: above its mark nothing is written. `None` without a limit.
+    pub fn most(&self) -> Result<Option<u64>, CacheError> {
+        let held = match self.settings.limit {
+            Limit::None | Limit::Bytes(_) => 0,
+            // What others leave of the disk, and what is here.
+            Limit::KeepFree(_) => self.usage()?.bytes(),
+        };
+        Ok(self.marks(held)?.map(|marks| marks.high))
     }
 
     /// Why the cache keeps nothing more at the moment, if it does not.

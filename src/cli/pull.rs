@@ -90,9 +90,10 @@ impl Pull {
             say("error", format!("{}: {}", layer.layer.label(), chain(error)));
         }
         let is_full = |error: &FetchError| matches!(error.root(), FetchError::Cache(cause) if cause.is_full());
-        let remedy = match context.cache.limit_bytes() {
-            Some(limit) if done.pulled.iter().filter_map(|layer| layer.error.as_ref()).any(is_full) => format!(
-                "; the cache may hold {}: raise that with --cache-size, or remove kits with `kitfs cache rm REF`",
+        let was_full = done.pulled.iter().filter_map(|layer| layer.error.as_ref()).any(is_full);
+        let remedy = match context.cache.most()? {
+            Some(limit) if was_full => format!(
+                "; the cache keeps {} at once: raise that with --cache-size, or remove kits with `kitfs cache rm REF`",
                 format_size(limit)
             ),
             _ => String::new(),

@@ -3,17 +3,17 @@
 //! What is kept is noted before anything is fetched, so that eviction can't take it meanwhile; and no more is kept than
 //! the cache may hold, so that what is kept never makes it useless.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
 use super::{Context, FILLS, FetchError, Kit, Pace};
-use crate::archive::index::{Head, Index};
 use crate::cache::{Cache, CacheError, KitRecord, LayerRecord};
 use crate::digest::Digest;
+use crate::inventory;
 use crate::units::format_size;
 
 /// Indexes that are looked for at once: a small read each.
@@ -61,7 +61,7 @@ pub async fn pull(kit: &Kit) -> Vec<Pulled> {
 pub enum NoRoom {
     /// It is larger than the cache may be.
     #[error(
-        "{kit} takes {}, and the cache may hold {}: raise the limit with --cache-size, or take a part of the kit with \
+        "{kit} takes {}, and the cache keeps {} at once: raise the limit with --cache-size, or take a part of the kit with \
          --filter",
         format_size(*bytes), format_size(*limit)
     )]
@@ -75,7 +75,7 @@ pub enum NoRoom {
     },
     /// With what is kept already it is.
     #[error(
-        "keeping {kit} makes {} that are kept, and the cache may hold {}; kept already: {kept}; remove one with \
+        "keeping {kit} makes {} that are kept, and the cache keeps {} at once; kept already: {kept}; remove one with \
          `kitfs cache rm REF`, or raise the limit with --cache-size",
         format_size(*bytes), format_size(*limit)
     )]
@@ -97,13 +97,14 @@ pub enum NoRoom {
     Fetch(#[from] FetchError),
 }
 
-/// A kit that is marked as kept; dropped before [`Keeping::confirm`], it is marked as it was before.
+/// A kit that is marked as kept; dropped before [`Keeping::confirm`], what was not marked before is unmarked. Both block
+/// on the disk.
 #[derive(Debug)]
 pub struct Keeping {
     cache: Arc<Cache>,
     record: KitRecord,
-    /// What was noted of it before.
-    before: Option<KitRecord>,
+    /// The layers that were not kept before.
+    news: Vec<LayerRecord>,
     is_confirmed: bool,
 }
 
@@ -118,17 +119,9 @@ impl Keeping {
 
 impl Drop for Keeping {
     fn drop(&mut self) {
-        if self.is_confirmed {
-            return;
-        }
-        let before = self.before.take().unwrap_or_else(|| {
-            let mut record = self.record.clone();
-            record.layers.iter_mut().for_each(|layer| layer.kept = false);
-            record
-        });
-        // Marks only ever add up.
-        let undone = self.cache.forget_kit(&before.digest).and_then(|()| self.cache.note_kit(before));
-        if let Err(error) = undone {
+        if !self.is_confirmed
+            && let Err(error) = self.cache.unmark(&self.record.digest, &self.news)
+        {
             tracing::warn!(%error, "a kit that could not be pulled may stay marked as kept; `kitfs cache rm` ends that");
         }
     }
@@ -138,50 +131,56 @@ impl Drop for Keeping {
 pub async fn keep(context: &Context, kit: &Kit) -> Result<Keeping, NoRoom> {
     look_for_indexes(kit).await;
     let record = record(kit, true);
-    let bound = context.limits.max_inflated;
     let name = kit.resolved.pinned();
     let cache = context.cache.clone();
     let kept = move || {
         let noted = cache.kits()?;
-        let before = noted.iter().map(|(record, _)| record).find(|other| other.digest == record.digest).cloned();
-        if let Some(limit) = cache.limit_bytes() {
-            let mut all = Contents::default();
-            let mut words = Vec::new();
-            for (other, _) in noted.iter().filter(|(other, _)| other.is_kept()) {
-                let mut own = Contents::default();
-                for layer in other.layers.iter().filter(|layer| layer.kept) {
-                    own.add(&cache, layer, bound)?;
-                }
-                if other.digest != record.digest {
-                    let reference = other.references.last().unwrap_or(&other.repository);
-                    words.push(format!("{reference} ({}, {})", other.digest, format_size(own.bytes())));
-                }
-                all.0.extend(own.0);
-            }
-            for layer in &record.layers {
-                all.add(&cache, layer, bound)?;
-            }
-            if all.bytes() > limit {
-                let kept = if words.is_empty() { "nothing else".to_owned() } else { words.join(", ") };
-                return Err(NoRoom::Kept { kit: name, bytes: all.bytes(), limit, kept });
-            }
+        if let Some(limit) = cache.most()? {
+            check_kept(&cache, &name, &record, &noted, limit)?;
         }
+        let was_kept = |layer: &LayerRecord| {
+            let before = noted.iter().filter(|(other, _)| other.digest == record.digest);
+            before.flat_map(|(other, _)| &other.layers).any(|other| other.is(layer) && other.kept)
+        };
+        let news = record.layers.iter().filter(|layer| !was_kept(layer)).cloned().collect();
         cache.note_kit(record.clone())?;
-        Ok(Keeping { cache, record, before, is_confirmed: false })
+        Ok(Keeping { cache, record, news, is_confirmed: false })
     };
     context.off_thread("the mark of what is kept", kept).await?
 }
 
+/// Refuses to keep what would make all that is kept more than `limit`.
+fn check_kept(
+    cache: &Cache,
+    name: &str,
+    record: &KitRecord,
+    noted: &[(KitRecord, SystemTime)],
+    limit: u64,
+) -> Result<(), NoRoom> {
+    let kept = |kit: &'_ KitRecord| kit.layers.iter().filter(|layer| layer.kept).cloned().collect::<Vec<_>>();
+    let all: Vec<LayerRecord> = noted.iter().flat_map(|(other, _)| kept(other)).collect();
+    let bytes = inventory::bytes_of(cache, all.iter().chain(&record.layers))?;
+    if bytes <= limit {
+        return Ok(());
+    }
+    let mut words = Vec::new();
+    for (other, _) in noted.iter().filter(|(other, _)| other.is_kept() && other.digest != record.digest) {
+        let reference = other.references.last().unwrap_or(&other.repository);
+        let size = format_size(inventory::bytes_of(cache, &kept(other))?);
+        words.push(format!("{reference} ({}, {size})", other.digest));
+    }
+    let kept = if words.is_empty() { "nothing else".to_owned() } else { words.join(", ") };
+    Err(NoRoom::Kept { kit: name.to_owned(), bytes, limit, kept })
+}
+
 /// Refuses a kit that is larger than the cache may be, as far as its size is known, before anything is fetched.
 pub async fn check_room(context: &Context, kit: &Kit) -> Result<(), NoRoom> {
-    let Some(limit) = context.cache.limit_bytes() else { return Ok(()) };
     look_for_indexes(kit).await;
     let record = record(kit, false);
-    let (cache, bound, name) = (context.cache.clone(), context.limits.max_inflated, kit.resolved.pinned());
+    let (cache, name) = (context.cache.clone(), kit.resolved.pinned());
     let check = move || {
-        let mut own = Contents::default();
-        record.layers.iter().try_for_each(|layer| own.add(&cache, layer, bound))?;
-        let bytes = own.bytes();
+        let Some(limit) = cache.most()? else { return Ok(()) };
+        let bytes = inventory::bytes_of(&cache, &record.layers)?;
         if bytes > limit { Err(NoRoom::Large { kit: name, bytes, limit }) } else { Ok(()) }
     };
     context.off_thread("the size of the kit", check).await?
@@ -213,35 +212,4 @@ fn record(kit: &Kit, kept: bool) -> KitRecord {
     let mut record = super::record::record(&kit.resolved);
     record.layers.iter_mut().for_each(|layer| layer.kept = kept);
     record
-}
-
-/// Contents by their names, each once: objects where an index tells them, else blobs as they are.
-#[derive(Debug, Default)]
-struct Contents(HashMap<Digest, u64>);
-
-impl Contents {
-    fn bytes(&self) -> u64 {
-        self.0.values().sum()
-    }
-
-    fn add(&mut self, cache: &Cache, layer: &LayerRecord, bound: Option<u64>) -> Result<(), CacheError> {
-        if let Some(Ok(index)) = cache.index(&layer.index_key)?.map(|bytes| Index::decode(bytes, bound)) {
-            self.add_rows(index.head());
-            return Ok(());
-        }
-        let head = match layer.named {
-            Some((_, head)) => cache.blob(&head)?,
-            None => None,
-        };
-        match head.map(|bytes| Head::parse(bytes.bytes().clone(), bound)) {
-            Some(Ok(head)) => self.add_rows(&head),
-            Some(Err(_)) | None => drop(self.0.insert(layer.digest, layer.size)),
-        }
-        Ok(())
-    }
-
-    fn add_rows(&mut self, head: &Head) {
-        let objects = head.rows().filter_map(|row| Some((Digest::from_bytes(*row.object()?.as_bytes()), row.size())));
-        self.0.extend(objects);
-    }
 }

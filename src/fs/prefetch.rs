@@ -285,9 +285,13 @@ impl Run {
         self.note(|progress| {
             *progress = Progress { state: State::Running, total, why: nothing.clone(), ..Progress::default() };
         });
-        if let Some(limit) = self.fs.context.cache.limit_bytes().filter(|limit| total > *limit) {
+        let cache = self.fs.context.cache.clone();
+        let most = tokio::task::spawn_blocking(move || cache.most()).await;
+        if let Ok(Ok(Some(limit))) = most
+            && total > limit
+        {
             let [total, limit] = [total, limit].map(format_size);
-            return self.give_up(format!("{total} are more than the cache may hold, {limit}; see --cache-size"));
+            return self.give_up(format!("{total} are more than the cache keeps at once, {limit}; see --cache-size"));
         }
         let mut jobs = VecDeque::from(jobs);
         let (mut pause, mut lost) = (PAUSE, None);

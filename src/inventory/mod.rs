@@ -8,16 +8,19 @@
 //! - `holders`: sets of kits, of which there are few for very many files.
 //! - `layers`: what a layer holds, from whatever index of it is here.
 //! - `policy`: what eviction has to know.
+//! - `sizes`: what contents take, be they here or not.
 //! - [`places`]: where in which kits an object is.
 
 mod holders;
 mod layers;
 pub mod places;
 mod policy;
+mod sizes;
 pub mod take;
 
 pub use places::{Place, lists, places};
 pub use policy::{policy, settled};
+pub use sizes::bytes_of;
 pub use take::{Contents, Inventory, KitState, Share, Stored};
 
 #[cfg(test)]
