@@ -29,8 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is tried.
 const POLL: Duration = Duration::from_millis(10);
 
-/// What only those above the cache know of its files: which belong together. Asked when something has to go, and must
-/// not write to the cache then.
+/// What only those above the cache know of its files: which belong together. Asked when something has to go, so that it
+/// must not make the cache grow.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
     /// Which objects stay, and which go late.
@@ -103,7 +103,8 @@ impl Cache {
         candidates.retain(|item| item.object().is_none_or(|object| !never.contains(&object)));
         candidates.sort_by_cached_key(|item| {
             let is_late = item.object().is_some_and(|object| late.contains(&object));
-            (item.area != Area::Quarantine, is_late, item.used)
+            let is_waste = matches!(item.area, Area::Quarantine | Area::Temporary);
+            (!is_waste, is_late, item.used)
         });
         for item in candidates {
             if evicted.left <= bytes {
@@ -120,13 +121,14 @@ impl Cache {
     }
 
     fn evict_small(&self, bytes: u64, dry_run: bool, evicted: &mut Evicted) -> Result<(), CacheError> {
+        let began = SystemTime::now();
         for small in (self.settings.policy.spare)(self)? {
             if evicted.left <= bytes {
                 break;
             }
             let path = self.small_path(&small);
             let Ok(found) = fs::symlink_metadata(&path) else { continue };
-            if dry_run || told(&path, self.remove_small(small)) == Removed::Gone {
+            if dry_run || told(&path, self.remove_spare(small, Some(began))) == Removed::Gone {
                 evicted.took(small.area(), found.blocks() * 512);
             }
         }
@@ -146,7 +148,18 @@ impl Cache {
 
     /// Removes a small file. Who has it open keeps what it read.
     pub fn remove_small(&self, small: Small) -> Result<Removed, CacheError> {
-        remove_name(&self.small_path(&small))
+        self.remove_spare(small, None)
+    }
+
+    /// The same, unless it was written or used after `before`: then it is needed after all.
+    fn remove_spare(&self, small: Small, before: Option<SystemTime>) -> Result<Removed, CacheError> {
+        let path = self.small_path(&small);
+        let _lock = matches!(small, Small::Kit(_)).then(|| self.lock_records()).transpose()?;
+        let used = fs::symlink_metadata(&path).and_then(|found| found.modified()).ok();
+        match (used, before) {
+            (Some(used), Some(before)) if used > before => Ok(Removed::InUse),
+            _ => remove_name(&path),
+        }
     }
 
     fn small_path(&self, small: &Small) -> PathBuf {
@@ -197,12 +210,14 @@ impl Evicted {
     }
 }
 
-/// Whether an item is content, which can be had again. What is no object's by its name is not ours to judge.
+/// Whether an item is content, which can be had again, or what a killed process has left of a file. What is no object's by
+/// its name is not ours to judge.
 fn may_go(item: &Item) -> bool {
     match item.area {
         Area::Objects | Area::Partial => item.object().is_some(),
-        Area::Incoming | Area::Quarantine => true,
-        Area::Blobs | Area::Indexes | Area::Tags | Area::Kits | Area::Served | Area::Temporary | Area::Other => false,
+        // Who writes a temporary file has it locked.
+        Area::Incoming | Area::Quarantine | Area::Temporary => true,
+        Area::Blobs | Area::Indexes | Area::Tags | Area::Kits | Area::Served | Area::Other => false,
     }
 }
 

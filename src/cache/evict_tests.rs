@@ -253,3 +253,28 @@ fn objects_that_are_evicted_while_others_open_them_are_whole_or_absent() {
     });
     assert!(seen > 0);
 }
+
+#[test]
+fn what_a_killed_process_left_of_a_file_goes_first_and_what_is_being_written_stays() {
+    let (_dir, cache) = cache();
+    let kept = object(&cache, 1, 90);
+    let [left, written] = ["a", "b"].map(|name| cache.root.join("indexes/aa").join(format!("{name}.1.0.tmp")));
+    put(&left, 100 * KIB, 1);
+    put(&written, 100 * KIB, 1);
+    let writer = fs::File::open(&written).expect("opens");
+    flock(&writer, FlockOperation::NonBlockingLockExclusive).expect("free");
+    evict(&cache, KIB);
+    assert!(!left.exists() && written.exists() && kept.exists());
+}
+
+#[test]
+fn a_small_file_that_was_used_since_it_was_found_spare_stays() {
+    let (_dir, cache) = cache();
+    let small = Small::Kit(Digest::of(b"kit"));
+    let path = cache.small_path(&small);
+    put(&path, KIB, 0);
+    let before = SystemTime::now() - Duration::from_secs(60);
+    assert_eq!(cache.remove_spare(small, Some(before)).expect("looks"), Removed::InUse);
+    set_used(&path, 5);
+    assert_eq!(cache.remove_spare(small, Some(before)).expect("removes"), Removed::Gone);
+}

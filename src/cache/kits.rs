@@ -162,7 +162,7 @@ impl Cache {
     }
 
     /// Takes the lock of the records. It is held for a moment by all who take it, so it is tried for a while.
-    fn lock_records(&self) -> Result<File, CacheError> {
+    pub(super) fn lock_records(&self) -> Result<File, CacheError> {
         let path = self.root.join(LOCK);
         let mut options = File::options();
         options.write(true).create(true).truncate(false).mode(0o600);
