@@ -6,6 +6,7 @@ mod support;
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -22,12 +23,24 @@ struct Disk(PathBuf);
 
 impl Disk {
     fn new(kitfs: &Kitfs, mib: u64) -> Self {
+        Self::with(kitfs, &format!("size={mib}m,mode=0700"))
+    }
+
+    fn with(kitfs: &Kitfs, options: &str) -> Self {
         let dir = kitfs.cache();
         fs::create_dir(&dir).expect("makes the directory");
-        let options = format!("size={mib}m,mode=0700");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(&dir).status();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(&dir).status();
         assert!(mounted.expect("mount runs").success(), "mounting a tmpfs needs root");
         Self(dir)
+    }
+
+    /// Lets nobody write to it, or lets them again.
+    fn remount(&self, how: &str) {
+        let options = format!("remount,bind,{how}");
+        // Refused for as long as a file is open for writing.
+        let remounts =
+            || Command::new("mount").args(["-o", &options]).arg(&self.0).status().is_ok_and(|done| done.success());
+        support::eventually("it is remounted", remounts);
     }
 
     /// Uses up what is free.
@@ -248,4 +261,63 @@ fn what_would_only_serve_the_next_fill_goes_first() {
     assert_eq!(kitfs.cached_files("objects").len(), files.len());
     assert_complains_at_most_once(&kitfs);
     assert!(!Path::new(&kitfs.cache()).join("incoming").read_dir().expect("reads").any(|_| true));
+}
+
+#[test]
+fn a_cache_that_is_above_a_smaller_limit_yields_though_its_disk_is_full() {
+    let server = FaultServer::empty("team/kit");
+    let kit = KitBuilder::new().content("model", "big", huge_tar("big", 3, 60 * MIB)).indexed().serve(&server, "v1");
+    let (kitfs, disk) = user(80);
+    kitfs.ok(&["pull", &kit.reference, "--cache-size", "1GiB"]);
+    disk.fill();
+    assert_eq!(kitfs.cached_files("objects").len(), 1);
+    let other =
+        KitBuilder::new().content("model", "other", huge_tar("other", 4, 10 * MIB)).indexed().serve(&server, "v2");
+    let mount = kitfs.mount(&other.reference, &["--cache-size", "20MiB"]);
+    assert_reads(&mount, "other", &pattern(4, 10 * MIB as usize));
+    support::eventually("what nobody uses goes", || {
+        kitfs.status(&mount);
+        kitfs.cached_files("objects").iter().all(|path| fs::metadata(path).is_ok_and(|found| found.len() < 20 * MIB))
+    });
+    assert_complains_at_most_once(&kitfs);
+}
+
+#[test]
+fn a_disk_that_is_read_only_for_a_while_is_as_good_as_a_full_one() {
+    let server = FaultServer::empty("team/kit");
+    let kit = KitBuilder::new().content("model", "big", huge_tar("big", 3, 40 * MIB)).indexed().serve(&server, "v1");
+    let (kitfs, disk) = user(100);
+    let mount = kitfs.mount(&kit.reference, &["--cache-size", "90MiB"]);
+    let content = pattern(3, 40 * MIB as usize);
+    let read = |file: &fs::File, chunk: u64| {
+        let mut found = vec![0; 4096];
+        file.read_exact_at(&mut found, chunk * MIB).expect("reads");
+        assert!(found == content[(chunk * MIB) as usize..][..4096], "chunk {chunk}");
+    };
+    read(&mount.open_direct("big"), 1);
+    support::eventually("it is kept", || kitfs.cached_files("partial").len() == 2);
+    disk.remount("ro");
+    let file = mount.open_direct("big");
+    (1..40).step_by(3).for_each(|chunk| read(&file, chunk));
+    let complaints = assert_complains_at_most_once(&kitfs);
+    assert!(complaints.len() == 1 && complaints.keys().all(|said| said.contains("read-only")), "{complaints:#?}");
+    let shown = kitfs.ok(&["status"]);
+    assert!(shown.contains("the disk of the cache is read-only"), "{shown}");
+    disk.remount("rw");
+    std::thread::sleep(Duration::from_secs(2));
+    // The handle was opened while nothing could be written.
+    (0..40).for_each(|chunk| read(&file, chunk));
+    support::eventually("all of it is kept", || kitfs.cached_files("objects").len() == 1);
+    assert!(!kitfs.ok(&["status"]).contains("read-only"));
+    kitfs.assert_cache_is_true(b"");
+}
+
+#[test]
+fn a_disk_that_does_not_tell_its_size_is_not_taken_for_a_full_one() {
+    let server = FaultServer::empty("team/kit");
+    let kit = KitBuilder::new().content("model", "big", huge_tar("big", 3, 20 * MIB)).serve(&server, "v1");
+    let kitfs = Kitfs::new().with("KITFS_CACHE_SIZE", "100MiB");
+    let _disk = Disk::with(&kitfs, "size=0,mode=0700");
+    kitfs.ok(&["pull", &kit.reference]);
+    assert_eq!(kitfs.cached_files("objects").len(), 1);
 }

@@ -9,13 +9,14 @@
 //! Where all there is is in use or kept, the cache is full. It is full, too, when the disk says so. While it is full
 //! nothing is written, nothing fails, and once a second somebody looks again.
 //!
-//! Locks: the mutex of the room is held by one thread of a process while it counts and evicts; others wait for it, for the
-//! local disk and nothing else. Under it `evict.lock` and those of files ([`super::evict`]).
+//! Locks: one thread of a process counts and evicts, under a mutex of the room. Others that write wait for it, but only
+//! for a moment: where that takes longer, nothing is written meanwhile, as if the cache were full. Under it `evict.lock`
+//! and those of files ([`super::evict`]), and the mutex of what is known, which is held for a note.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::room::{CHUNK, Disk, Full, Growth};
+use super::room::{CHUNK, Disk, Full, Growth, Looking, Room};
 use super::usage::Item;
 use super::{Cache, CacheError};
 use crate::units::format_size;
@@ -28,6 +29,9 @@ const LOW: u64 = 90;
 /// A full cache has room again when it holds less than so much: well below the mark, so that this does not change with
 /// every file that is closed.
 const AGAIN: u64 = 92;
+
+/// Why nothing is kept while another thread makes room and takes long.
+const MAKING_ROOM: &str = "room is being made, which takes a while where there are many files";
 
 /// How much the cache may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -70,12 +74,27 @@ fn part(of: u64, percent: u64) -> u64 {
 
 impl Cache {
     /// Says that a file of the cache grows by so many bytes while what is returned is held. Makes room for them where there
-    /// is none, which may take a while: belongs on a thread that may wait. [`CacheError::Full`] where none is to be made.
+    /// is none, which may take a while: belongs on a thread that may wait. [`CacheError::Full`] where none is to be made,
+    /// or another thread makes it and takes long: what can be had again is not worth a wait.
     pub(super) fn grow(&self, path: &Path, bytes: u64) -> Result<Growth<'_>, CacheError> {
+        self.grow_by(path, bytes, Room::looking_soon)
+    }
+
+    /// The same for what is lost as a whole where a part of it is not kept: waits for as long as another thread makes room.
+    pub(super) fn grow_staged(&self, path: &Path, bytes: u64) -> Result<Growth<'_>, CacheError> {
+        self.grow_by(path, bytes, |room| Some(room.looking()))
+    }
+
+    fn grow_by(
+        &self,
+        path: &Path,
+        bytes: u64,
+        looking: fn(&Room) -> Option<Looking<'_>>,
+    ) -> Result<Growth<'_>, CacheError> {
         if (self.settings.limit == Limit::None && !self.room.is_full()) || self.room.take(bytes) {
             return Ok(self.room.growth(bytes));
         }
-        self.look(bytes).map_err(|error| match error {
+        self.look(bytes, looking).map_err(|error| match error {
             CacheError::Full { why, .. } => CacheError::Full { path: path.to_owned(), why },
             other => other,
         })
@@ -105,9 +124,10 @@ impl Cache {
     pub fn fullness(&self) -> Option<String> {
         if self.is_full() {
             // Where nobody has written for a while, nobody has looked.
-            let _ = self.look(CHUNK);
+            let _ = self.look(CHUNK, Room::looking_soon);
         }
-        self.room.state().full.as_ref().map(|full| full.why.clone())
+        let making_room = || self.room.is_busy().then(|| MAKING_ROOM.to_owned());
+        self.room.full().map(|full| full.why).or_else(making_room)
     }
 
     /// What the limit comes to now, for a cache that holds so many bytes; `None` where there is no limit.
@@ -129,7 +149,7 @@ impl Cache {
             return Ok(());
         }
         self.room.look_after(Duration::ZERO);
-        match self.look(0) {
+        match self.look(0, |room| Some(room.looking())) {
             // It is known, and has been told.
             Err(CacheError::Full { .. }) => Ok(()),
             outcome => outcome.map(drop),
@@ -137,61 +157,62 @@ impl Cache {
     }
 
     /// Looks whether there is room for more bytes.
-    fn look(&self, bytes: u64) -> Result<Growth<'_>, CacheError> {
+    fn look(&self, bytes: u64, looking: fn(&Room) -> Option<Looking<'_>>) -> Result<Growth<'_>, CacheError> {
         let room = &*self.room;
-        let Some(mut state) = room.state_to_look() else {
-            return Err(CacheError::Full { path: self.root.clone(), why: "it was full a moment ago".to_owned() });
+        let Some(_looking) = looking(room) else {
+            let why = room.full().map_or_else(|| MAKING_ROOM.to_owned(), |full| full.why);
+            return Err(CacheError::Full { path: self.root.clone(), why });
         };
-        let full = match &state.full {
+        let full = match room.full() {
             // Another thread may have looked meanwhile.
             None if room.take(bytes) => return Ok(room.growth(bytes)),
             Some(full) if Instant::now() < full.again => return Err(full.error(&self.root)),
-            full => full.clone(),
+            full => full,
         };
         let began = Instant::now();
         let disk = room.disk()?;
-        if full.is_none() && room.counted_still_holds(&state, disk) && room.take(bytes) {
+        if full.is_none() && room.counted_still_holds(disk) && room.take(bytes) {
             return Ok(room.growth(bytes));
         }
-        let by_disk = full.as_ref().is_some_and(|full| full.by_disk);
-        let evicts_for_disk = matches!(self.settings.limit, Limit::KeepFree(_));
-        if let Some(full) = &full
-            && by_disk
-            && !evicts_for_disk
-            && !room.disk_has_room()
+        let disk_is_full = full.as_ref().filter(|full| full.by_disk && !room.disk_has_room());
+        if let Some(full) = disk_is_full
+            && self.settings.limit == Limit::None
         {
-            return Err(room.fill(&mut state, full.clone(), began));
+            return Err(room.fill(full.clone(), began));
         }
         // Whoever else writes waits for the outcome.
         room.stop();
-        let Some((held, marks)) = self.count_and_evict(bytes, disk, by_disk)? else {
-            room.has_room_again(&mut state);
+        let counted = self.count_and_evict(bytes, disk, disk_is_full.is_some()).map_err(|error| match error {
+            CacheError::Full { why, .. } => room.fill(Full::by_disk(why), began),
+            other => other,
+        });
+        let Some((held, marks)) = counted? else {
+            room.has_room_again();
             return Ok(room.growth(bytes));
         };
-        if let Some(full) = &full
-            && by_disk
+        if let Some(full) = disk_is_full
             && !room.disk_has_room()
         {
-            return Err(room.fill(&mut state, full.clone(), began));
+            return Err(room.fill(full.clone(), began));
         }
         let most = if full.is_some() { part(marks.limit, AGAIN) } else { marks.high };
         if held + bytes > most {
-            return Err(room.fill(&mut state, Full::by_limit(self.limit_reached(marks)), began));
+            return Err(room.fill(Full::by_limit(self.limit_reached(marks)), began));
         }
-        room.has_room_again(&mut state);
-        room.allow(&mut state, marks, held + bytes, began)?;
+        room.has_room_again();
+        room.allow(marks, held + bytes, began)?;
         Ok(room.growth(bytes))
     }
 
     /// Counts what the cache holds, and evicts where that and what is to come passes the mark. `None` without a limit.
-    fn count_and_evict(&self, bytes: u64, disk: Disk, by_disk: bool) -> Result<Option<(u64, Marks)>, CacheError> {
+    fn count_and_evict(&self, bytes: u64, disk: Disk, disk_is_full: bool) -> Result<Option<(u64, Marks)>, CacheError> {
         if self.settings.limit == Limit::None {
             return Ok(None);
         }
         let in_flight = self.room.in_flight();
         let held = in_flight + self.usage()?.bytes();
         let Some(marks) = self.settings.limit.marks(held, disk) else { return Ok(None) };
-        let target = if by_disk {
+        let target = if disk_is_full && matches!(self.settings.limit, Limit::KeepFree(_)) {
             // Where an account tells of room there is a quota, or no place for more names: what goes helps both.
             marks.low.min(part(held, LOW))
         } else if held + bytes > marks.high {
@@ -216,7 +237,8 @@ impl Cache {
         let full = |why| Err(CacheError::Full { path: self.root.join("incoming"), why });
         let disk = room.disk()?;
         let evicts = matches!(self.settings.limit, Limit::KeepFree(_));
-        if !evicts && disk.free < bytes {
+        // Some file systems, as one of memory without a bound, do not tell how large they are.
+        if !evicts && disk.total > 0 && disk.free < bytes {
             let [wanted, free] = [bytes, disk.free].map(format_size);
             return full(format!("{wanted} are to be staged at once, and its disk has {free} free"));
         }
@@ -224,7 +246,7 @@ impl Cache {
             return Ok(());
         }
         // One at a time; and what is written meanwhile waits for the outcome.
-        let mut state = room.state();
+        let _looking = room.looking();
         let began = Instant::now();
         let mut kept = 0;
         let never = (self.settings.policy.protected)(self)?.never;
@@ -247,7 +269,7 @@ impl Cache {
                 "{wanted} are to be staged at once, its limit is {limit}, and {held} of that are in use or kept"
             ));
         }
-        if state.full.is_none() { room.allow(&mut state, marks, held, began) } else { Ok(()) }
+        if room.full().is_none() { room.allow(marks, held, began) } else { Ok(()) }
     }
 
     fn limit_reached(&self, marks: Marks) -> String {

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 use super::*;
-use crate::cache::{Partial, Policy, Protected, Settings};
+use crate::cache::{Partial, Policy, Protected, Settings, io_error};
 use crate::digest::{Digest, Unverified};
 use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
 
@@ -199,4 +199,49 @@ fn many_threads_that_find_the_cache_full_wait_for_one_of_them_and_for_no_lock_of
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     assert!(held(&cache) <= 8 * MIB + 16 * PIECE);
     drop(dir);
+}
+
+#[test]
+fn who_writes_chunks_does_not_wait_while_another_takes_long_to_make_room_but_who_stages_does() {
+    const LONG: Duration = Duration::from_secs(2);
+    static SLOW: AtomicBool = AtomicBool::new(false);
+    fn slow(_: &Cache) -> Result<Protected, CacheError> {
+        if SLOW.swap(false, Ordering::Relaxed) {
+            std::thread::sleep(LONG);
+        }
+        Ok(Protected::default())
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let cache = open(dir.path(), Limit::Bytes(4 * MIB), Policy { protected: slow, ..Policy::default() });
+    (0..59).for_each(|number| drop(keep(&cache, number).expect("there is room")));
+    SLOW.store(true, Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let evicting = scope.spawn(|| (100..110).for_each(|number| drop(keep(&cache, number).expect("makes room"))));
+        while SLOW.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let began = Instant::now();
+        let error = keep(&cache, 200).expect_err("room is being made");
+        assert!(error.is_full() && error.to_string().contains("being made"), "{error}");
+        assert_eq!(cache.fullness().as_deref(), Some(MAKING_ROOM));
+        keep(&cache, 201).expect_err("still");
+        assert!(began.elapsed() < LONG / 2, "{:?}", began.elapsed());
+        let staged = cache.grow_staged(dir.path(), PIECE).expect("waits");
+        assert!(began.elapsed() > LONG / 2, "{:?}", began.elapsed());
+        drop(staged);
+        evicting.join().expect("ends");
+    });
+    keep(&cache, 202).expect("has room again");
+    assert_eq!(cache.fullness(), None);
+}
+
+#[test]
+fn nothing_goes_for_a_disk_that_has_room_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let cache = open(dir.path(), Limit::Bytes(32 * MIB), Policy::default());
+    (0..100).for_each(|number| drop(keep(&cache, number).expect("there is room")));
+    let refused = || io_error("write", dir.path())(std::io::ErrorKind::StorageFull.into());
+    assert!(cache.room.noted(refused()).is_full() && cache.is_full());
+    assert_eq!(cache.fullness(), None, "the disk has room by now");
+    assert!((0..100).all(|number| has(&cache, number)), "nothing has to go for that");
 }

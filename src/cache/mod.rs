@@ -118,7 +118,7 @@ pub enum CacheError {
         #[source]
         cause: io::Error,
     },
-    /// There is no room for more: the disk is full, or the cache has reached its limit and nothing in it may go.
+    /// There is no room for more: the disk is full or read-only, or the cache has reached its limit and nothing in it may go.
     #[error("cache: no room for {path}: {why}")]
     Full {
         /// The file that was to grow.
@@ -210,6 +210,10 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CacheE
         }
         io::ErrorKind::QuotaExceeded => {
             let why = "the quota on the disk of the cache is used up; free some space, or have it raised".to_owned();
+            CacheError::Full { path, why }
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            let why = "the disk of the cache is read-only; have it mounted for writing again".to_owned();
             CacheError::Full { path, why }
         }
         _ => CacheError::Io { what, path, cause },

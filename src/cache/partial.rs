@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, flock};
+use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, fcntl_getfl, flock};
 
 use super::files::{is_link, make_dir, open_existing, rename_over};
 use super::map::contents;
@@ -35,6 +35,8 @@ pub struct Partial {
     object: PathBuf,
     list: ChunkList<Bytes>,
     file: OnceLock<Arc<File>>,
+    /// The same for writing, where the disk was read-only when it was opened and is not any more.
+    for_writing: OnceLock<File>,
     /// One thread opens it at a time: else one would take another's new file for what is in the way. A mutex, as it is
     /// held for a few calls to the system.
     opening: Mutex<()>,
@@ -116,7 +118,7 @@ impl Partial {
         let range = self.list.range(chunk.number()).filter(|_| chunk.object() == self.list.object());
         let Some(range) = range else { return Ok(false) };
         let _growth = cache.grow(&self.path, range.end - range.start)?;
-        let file = self.file(true).map_err(|error| cache.room.noted(error))?;
+        let file = self.file_to_write().map_err(|error| cache.room.noted(error))?;
         let Some(file) = file else { return Ok(false) };
         let written = file.write_all_at(chunk.bytes().bytes(), range.start).map_err(io_error("write", &self.path));
         written.map_err(|error| cache.room.noted(error))?;
@@ -145,6 +147,32 @@ impl Partial {
         }
         let opened = self.open(create)?;
         Ok(opened.map(|file| self.file.get_or_init(|| Arc::new(file))))
+    }
+
+    /// The file, open for writing.
+    fn file_to_write(&self) -> Result<Option<&File>, CacheError> {
+        let Some(file) = self.file(true)? else { return Ok(None) };
+        let is_writable = |file: &File| fcntl_getfl(file).is_ok_and(|flags| flags.contains(OFlags::RDWR));
+        if is_writable(file) {
+            return Ok(Some(file));
+        }
+        let _opening = self.opening.lock().unwrap_or_else(|held| held.into_inner());
+        if let Some(file) = self.for_writing.get() {
+            return Ok(Some(file));
+        }
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        let anew = match options.open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("open", &self.path)(error)),
+        };
+        let [old, new] = [&**file, &anew].map(|file| file.metadata().map_err(io_error("stat", &self.path)));
+        let (old, new) = (old?, new?);
+        // Where the file has become an object, or another has taken its name, nothing is written. The lock of the first
+        // handle is enough for both.
+        let is_same = (old.dev(), old.ino()) == (new.dev(), new.ino());
+        Ok(is_same.then(|| self.for_writing.get_or_init(|| anew)))
     }
 
     fn open(&self, create: bool) -> Result<Option<File>, CacheError> {
@@ -260,7 +288,15 @@ impl Cache {
         let chunks = Mutex::new(Chunks { verified: vec![false; count], left: count });
         let path = self.spread("partial", &list.object().hex());
         let object = self.spread("objects", &list.object().hex());
-        Partial { path, object, list, file: OnceLock::new(), opening: Mutex::new(()), chunks }
+        Partial {
+            path,
+            object,
+            list,
+            file: OnceLock::new(),
+            for_writing: OnceLock::new(),
+            opening: Mutex::new(()),
+            chunks,
+        }
     }
 
     /// The chunk digests that were kept beside a partial file, here or in a lower cache.

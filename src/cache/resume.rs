@@ -247,7 +247,7 @@ impl Kept {
 
     /// Adds bytes. They reach the system before this returns, as a process that is killed loses what it holds itself.
     pub(super) fn add(&mut self, cache: &Cache, bytes: &[u8]) -> Result<(), CacheError> {
-        let _growth = cache.grow(&self.path, bytes.len() as u64)?;
+        let _growth = cache.grow_staged(&self.path, bytes.len() as u64)?;
         let written = self.file.write_all_at(bytes, self.len).map_err(io_error("write", &self.path));
         written.map_err(|error| cache.room.noted(error))?;
         self.len += bytes.len() as u64;

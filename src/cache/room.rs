@@ -14,6 +14,11 @@ use super::{CacheError, Marks, io_error};
 
 /// What a process may write before it counts again is this part of what was left up to the limit.
 const SHARE: u64 = 16;
+/// So long a write waits for one other thread that counts and evicts. To count thousands of files takes milliseconds; to
+/// remove a hundred thousand may take a minute, and what is not kept meanwhile costs less than readers who wait.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// How often it looks whether that thread is done.
+const POLL: Duration = Duration::from_millis(2);
 /// How often a full cache is tried,
 const RETRY: Duration = Duration::from_secs(1);
 /// and for how many times as long as a try took it is not: to count a million files takes seconds.
@@ -58,13 +63,20 @@ pub(super) struct Room {
     look_at: AtomicU64,
     opened: Instant,
     full: AtomicBool,
+    /// Whether who looks takes longer than others wait for.
+    busy: AtomicBool,
+    /// How often somebody began to look.
+    looks: AtomicU64,
+    /// Held by the one thread that counts and evicts.
+    looking: Mutex<()>,
+    /// Held for a note; taken under `looking` or alone.
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct State {
+struct State {
     counted: Option<Counted>,
-    pub full: Option<Full>,
+    full: Option<Full>,
 }
 
 /// What a count gave.
@@ -95,12 +107,20 @@ impl Room {
             look_at: AtomicU64::new(0),
             opened: Instant::now(),
             full: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
+            looks: AtomicU64::new(0),
+            looking: Mutex::default(),
             state: Mutex::default(),
         }
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
+        self.full.load(Ordering::Relaxed) || self.is_busy()
+    }
+
+    /// Whether room is being made, and that takes a while.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
     }
 
     /// Whether it is time to look at the disk.
@@ -139,20 +159,48 @@ impl Room {
         self.allowance.store(0, Ordering::Relaxed);
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|held| held.into_inner())
     }
 
-    /// The same for who looks whether there is room. Who finds the cache full does not wait while another thread looks.
-    pub(super) fn state_to_look(&self) -> Option<MutexGuard<'_, State>> {
-        if !self.is_full() {
-            return Some(self.state());
+    /// Why the cache is full, if it is.
+    pub(super) fn full(&self) -> Option<Full> {
+        self.state().full.clone()
+    }
+
+    /// The right to count and evict, for who has to have it.
+    pub(super) fn looking(&self) -> Looking<'_> {
+        self.looks(self.looking.lock().unwrap_or_else(|held| held.into_inner()))
+    }
+
+    /// The same for who wants to write. Who finds the cache full does not wait while another thread looks, and nobody
+    /// waits for one that takes long.
+    pub(super) fn looking_soon(&self) -> Option<Looking<'_>> {
+        let (mut looks, mut since) = (self.looks.load(Ordering::Relaxed), Instant::now());
+        loop {
+            match self.looking.try_lock() {
+                Ok(held) => return Some(self.looks(held)),
+                Err(TryLockError::Poisoned(held)) => return Some(self.looks(held.into_inner())),
+                Err(TryLockError::WouldBlock) if self.is_full() => return None,
+                Err(TryLockError::WouldBlock) if since.elapsed() < PATIENCE => std::thread::sleep(POLL),
+                Err(TryLockError::WouldBlock) => {
+                    self.busy.store(true, Ordering::Relaxed);
+                    return None;
+                }
+            }
+            let now = self.looks.load(Ordering::Relaxed);
+            if now != looks {
+                // Another one looks by now.
+                (looks, since) = (now, Instant::now());
+            }
         }
-        match self.state.try_lock() {
-            Ok(state) => Some(state),
-            Err(TryLockError::Poisoned(held)) => Some(held.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+    }
+
+    fn looks<'a>(&'a self, held: MutexGuard<'a, ()>) -> Looking<'a> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        // Who ran out of patience just as the one before was done has left this behind.
+        self.busy.store(false, Ordering::Relaxed);
+        Looking { room: self, _held: held }
     }
 
     pub(super) fn disk(&self) -> Result<Disk, CacheError> {
@@ -171,19 +219,17 @@ impl Room {
         if let CacheError::Full { why, .. } = &error {
             let mut state = self.state();
             if state.full.is_none() {
-                // Tried at once, as there may be something to evict.
-                let full = Full { why: why.clone(), by_disk: true, again: Instant::now() };
-                self.remember(&mut state, full);
+                self.remember(&mut state, Full::by_disk(why.clone()));
             }
         }
         error
     }
 
     /// Remembers that the cache is full, as was found just now, and says so.
-    pub(super) fn fill(&self, state: &mut State, full: Full, began: Instant) -> CacheError {
+    pub(super) fn fill(&self, full: Full, began: Instant) -> CacheError {
         let error = full.error(&self.root);
         let again = Instant::now() + RETRY.max(began.elapsed() * TRIED);
-        self.remember(state, Full { again, ..full });
+        self.remember(&mut self.state(), Full { again, ..full });
         error
     }
 
@@ -199,27 +245,27 @@ impl Room {
         self.full.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn has_room_again(&self, state: &mut State) {
-        if state.full.take().is_some() {
+    pub(super) fn has_room_again(&self) {
+        if self.state().full.take().is_some() {
             tracing::info!("the cache has room again");
         }
         self.full.store(false, Ordering::Relaxed);
     }
 
     /// Sets what may be written before the next count.
-    pub(super) fn allow(&self, state: &mut State, marks: Marks, held: u64, began: Instant) -> Result<(), CacheError> {
+    pub(super) fn allow(&self, marks: Marks, held: u64, began: Instant) -> Result<(), CacheError> {
         let allowance = marks.limit.saturating_sub(held) / SHARE;
         let free = self.disk()?.free;
-        state.counted = Some(Counted { marks, allowance, free, at: Instant::now(), took: began.elapsed() });
+        self.state().counted = Some(Counted { marks, allowance, free, at: Instant::now(), took: began.elapsed() });
         self.allowance.store(allowance, Ordering::Relaxed);
         self.look_after(LOOK);
         Ok(())
     }
 
     /// Whether the last count still tells what there is, as far as the disk knows.
-    pub(super) fn counted_still_holds(&self, state: &State, disk: Disk) -> bool {
+    pub(super) fn counted_still_holds(&self, disk: Disk) -> bool {
         let left = self.allowance.load(Ordering::Relaxed);
-        let holds = state.counted.as_ref().is_some_and(|counted| counted.holds(disk, left));
+        let holds = self.state().counted.as_ref().is_some_and(|counted| counted.holds(disk, left));
         if holds {
             self.look_after(LOOK);
         }
@@ -232,9 +278,27 @@ impl Room {
     }
 }
 
+/// The right to count and evict.
+#[derive(Debug)]
+pub(super) struct Looking<'a> {
+    room: &'a Room,
+    _held: MutexGuard<'a, ()>,
+}
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.room.busy.store(false, Ordering::Relaxed);
+    }
+}
+
 impl Full {
     pub(super) fn by_limit(why: String) -> Self {
         Self { why, by_disk: false, again: Instant::now() }
+    }
+
+    pub(super) fn by_disk(why: String) -> Self {
+        // Tried at once, as there may be something to evict.
+        Self { why, by_disk: true, again: Instant::now() }
     }
 
     pub(super) fn error(&self, path: &Path) -> CacheError {

@@ -75,7 +75,7 @@ pub struct StagedFile {
 impl StagedFile {
     /// Writes all of `bytes` at `offset`.
     pub fn write_at(&self, cache: &Cache, bytes: &[u8], offset: u64) -> Result<(), CacheError> {
-        let _growth = cache.grow(&self.path, bytes.len() as u64)?;
+        let _growth = cache.grow_staged(&self.path, bytes.len() as u64)?;
         let written = self.file.write_all_at(bytes, offset).map_err(io_error("write", &self.path));
         written.map_err(|error| cache.room.noted(error))
     }
