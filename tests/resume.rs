@@ -96,10 +96,11 @@ fn read(kitfs: &Kitfs, layer: &Layer) -> Output {
     output
 }
 
-/// Reads the file of a layer; how much of the layer that asks for, in percent.
+/// Reads the file of a layer; how much of the layer that asks for, in percent. What was left is read again once at most.
 fn asked(server: &FaultServer, kitfs: &Kitfs, layer: &Layer) -> u64 {
     server.reset_counters();
-    read(kitfs, layer);
+    let said = String::from_utf8(read(kitfs, layer).stderr).expect("UTF-8");
+    assert!(said.matches("fetching the layer is resumed at").count() <= 1, "{said}");
     kitfs.assert_cache_is_true(b"");
     let left = incoming(kitfs);
     assert!(left.is_empty(), "left: {left:?}");
@@ -169,6 +170,21 @@ fn a_source_without_ranges_sends_all_and_the_head_is_dropped() {
 }
 
 #[test]
+fn a_source_that_gives_ranges_at_first_and_none_later_sends_the_rest() {
+    let server = FaultServer::empty("team/kit");
+    let (tar, last) = many(64 * MIB);
+    let layer = serve(&server, "tar", tar, last);
+    let kitfs = Kitfs::new();
+    server.set_rate(Some(RATE / 4));
+    let child = start(&kitfs, &layer);
+    support::eventually("some of it is staged", || staged(&kitfs) > 16 * MIB);
+    server.fault(layer.digest(), Fault::IgnoreRange);
+    server.set_rate(None);
+    assert!(child.wait_with_output().expect("ends").status.success());
+    read(&kitfs, &layer);
+}
+
+#[test]
 fn killed_twice() {
     let server = FaultServer::empty("team/kit");
     for suffix in ["tar", "tar+gzip"] {
@@ -205,6 +221,90 @@ fn what_was_damaged_in_between_is_found_and_nobody_is_blamed() {
         let (asked, size) = (server.bytes_for(layer.digest()), server.len_of(&layer.digest()).expect("the layer"));
         assert!(asked >= size && asked < 2 * size, "{damaged}: {asked} of {size}");
     }
+}
+
+#[test]
+fn what_else_lies_in_staging_is_in_nobodys_way_and_other_names_of_its_files_keep_their_content() {
+    let server = FaultServer::empty("team/kit");
+    let (tar, last) = many(64 * MIB);
+    for (suffix, blob) in [("tar", tar.clone()), ("tar+gzip", gzip(&tar))] {
+        let layer = serve(&server, suffix, blob, last.clone());
+        let kitfs = Kitfs::new();
+        kill_at(&server, &kitfs, &layer, 60);
+        let staged = incoming(&kitfs);
+        let dir = staged[0].parent().expect("a directory").to_owned();
+        let beside_the_cache = dir.ancestors().nth(3).expect("a directory");
+        let copy = tempfile::tempdir_in(beside_the_cache).expect("a directory");
+        let mut copied = Vec::new();
+        for (number, path) in staged.iter().enumerate() {
+            let name = copy.path().join(number.to_string());
+            fs::hard_link(path, &name).expect("links");
+            copied.push((fs::read(&name).expect("reads"), name));
+        }
+        for planted in ["garbage/in/it", "9999999/1", "sealed"] {
+            fs::create_dir_all(dir.join(planted)).expect("makes");
+        }
+        read(&kitfs, &layer);
+        kitfs.assert_cache_is_true(b"");
+        let left = incoming(&kitfs);
+        assert!(left.is_empty(), "left: {left:?}");
+        for (content, name) in copied {
+            assert!(fs::read(&name).expect("reads") == content, "{}", name.display());
+        }
+    }
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_lock_hangs_nobody() {
+    let server = FaultServer::empty("team/kit");
+    let (tar, last) = many(16 * MIB);
+    let layer = serve(&server, "tar", tar, last);
+    let kitfs = Kitfs::new();
+    kill_at(&server, &kitfs, &layer, 60);
+    let lock = incoming(&kitfs)[0].with_file_name("lock");
+    fs::remove_file(&lock).expect("removes");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &lock, rustix::fs::Mode::RUSR).expect("a pipe");
+    let output = ended(kitfs.command(["cat", &layer.kit.reference, layer.path]));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("lock: it is not a file") && said.contains("remove it"),
+        "{said}"
+    );
+    fs::remove_file(&lock).expect("removes");
+    read(&kitfs, &layer);
+}
+
+#[test]
+fn who_waits_for_the_disk_of_a_process_that_is_stopped_does_so_for_a_time() {
+    let server = FaultServer::empty("team/kit");
+    let (tar, last) = many(16 * MIB);
+    let layer = serve(&server, "tar", tar, last);
+    let kitfs = Kitfs::new();
+    kill_at(&server, &kitfs, &layer, 60);
+    let dir = incoming(&kitfs)[0].parent().expect("a directory").to_owned();
+    let lock = fs::File::open(dir.join("lock")).expect("opens");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).expect("is free");
+    fs::write(dir.join("sealed"), "").expect("writes");
+    let begun = Instant::now();
+    let output = ended(kitfs.command(["cat", "--read-timeout", "2s", &layer.kit.reference, layer.path]));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout == layer.content);
+    assert!(begun.elapsed() > Duration::from_secs(8), "it was not waited for");
+}
+
+/// What a command comes to that must end by itself.
+fn ended(mut command: std::process::Command) -> Output {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("kitfs runs");
+    let id = rustix::process::Pid::from_child(&child);
+    let (done, waiting) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(child.wait_with_output()));
+    waiting.recv_timeout(Duration::from_secs(60)).map_or_else(
+        |_| {
+            let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
+            panic!("it hangs")
+        },
+        |output| output.expect("ends"),
+    )
 }
 
 #[test]

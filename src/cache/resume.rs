@@ -15,7 +15,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files::{new_file, open_existing};
 use super::map::contents;
-use super::staging::number_of;
+use super::staging::{number_of, remove_whatever};
 use super::{Cache, CacheError, io_error};
 
 /// What is less is not worth to be kept: it is fetched again in a moment.
@@ -228,7 +228,7 @@ impl Kept {
             let entry = entry.map_err(io_error("read", dir))?;
             let Some(number) = number_of(&entry) else { continue };
             if beside == Beside::Blob || number >= at.files {
-                fs::remove_file(entry.path()).map_err(io_error("remove", &entry.path()))?;
+                remove_whatever(&entry.path())?;
             } else if number + 1 == at.files {
                 let last = reopen(&entry.path(), 0o444)?;
                 last.set_len(at.last).map_err(io_error("resize", &entry.path()))?;
@@ -285,11 +285,12 @@ impl Drop for Kept {
     }
 }
 
-/// Opens a file to write to it again, which may be read-only for its owner too, and is of this mode then.
+/// Opens a file to write to it again, which may be read-only for its owner too, and is of this mode then. One with another
+/// name is left alone: that may be a copy of the cache, made with links.
 pub(super) fn reopen(path: &Path, mode: u32) -> Result<File, CacheError> {
     let found = fs::symlink_metadata(path).map_err(io_error("stat", path))?;
-    if !found.is_file() {
-        return Err(io_error("open", path)(io::Error::other("it is not a file")));
+    if !found.is_file() || found.nlink() != 1 {
+        return Err(io_error("open", path)(io::Error::other("it is not a file, or has another name too")));
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(io_error("open", path))?;
     let mut options = fs::OpenOptions::new();

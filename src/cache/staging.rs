@@ -192,10 +192,19 @@ pub(super) fn remove_abandoned(dir: &Path, dry_run: bool) -> Result<Removed, Cac
 pub(super) fn remove(dir: &Path) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten().filter(|entry| entry.file_name() != LOCK) {
-        let _ = fs::remove_file(entry.path());
+        let _ = remove_whatever(&entry.path());
     }
     let _ = fs::remove_file(dir.join(LOCK));
     let _ = fs::remove_dir(dir);
+}
+
+/// Removes what lies in a staging directory: files, and whatever else somebody may have put there.
+pub(super) fn remove_whatever(path: &Path) -> Result<(), CacheError> {
+    let removed = match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => fs::remove_dir_all(path),
+        outcome => outcome,
+    };
+    removed.map_err(io_error("remove", path))
 }
 
 /// Takes the lock of a staging directory without waiting. The directory may have been removed, and made anew, by its
@@ -203,10 +212,16 @@ pub(super) fn remove(dir: &Path) {
 pub(super) fn lock_dir(dir: &Path) -> Result<Option<File>, CacheError> {
     let path = dir.join(LOCK);
     let mut options = fs::OpenOptions::new();
-    options.create(true).truncate(false).write(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+    // A pipe would make the open wait for its other end.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    options.create(true).truncate(false).write(true).mode(0o600).custom_flags(flags);
     let file = match options.open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(_) if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) => {
+            let planted = io::Error::other("it is not a file, and kitfs has not made it; remove it");
+            return Err(io_error("lock", &path)(planted));
+        }
         Err(error) => return Err(io_error("open", &path)(error)),
     };
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -298,7 +313,7 @@ impl Staging {
         for entry in fs::read_dir(&self.dir).map_err(io_error("read", &self.dir))? {
             let entry = entry.map_err(io_error("read", &self.dir))?;
             if entry.file_name() != LOCK {
-                fs::remove_file(entry.path()).map_err(io_error("remove", &entry.path()))?;
+                remove_whatever(&entry.path())?;
             }
         }
         Ok(())

@@ -33,6 +33,10 @@ pub(super) trait Moves: Send + Sync {
     fn size(&self) -> u64;
     /// How many of them are done; `None` while it is not under way.
     fn done(&self) -> Option<u64>;
+    /// As long as no more than these are done, it goes at a rate that tells nothing of the rest.
+    fn left(&self) -> u64 {
+        0
+    }
 }
 
 impl Moves for LayerFetch {
@@ -50,6 +54,10 @@ impl Moves for LayerFetch {
 
     fn done(&self) -> Option<u64> {
         self.gauge().map(|gauge| gauge.here)
+    }
+
+    fn left(&self) -> u64 {
+        self.gauge().map(|gauge| gauge.left).unwrap_or_default()
     }
 }
 
@@ -208,6 +216,9 @@ impl Bars {
                 });
                 bar.set_length(one.size());
                 bar.set_position(done);
+                if done <= one.left() {
+                    bar.reset_eta();
+                }
             } else if let Some(bar) = self.shown.remove(&at) {
                 bar.finish_and_clear();
             }
@@ -218,15 +229,64 @@ impl Bars {
 /// Says how far each is that is under way. `begun` remembers since when, and from where.
 fn report<M: Moves>(all: &[Arc<M>], begun: &mut HashMap<usize, (Instant, u64)>) {
     for (at, one) in all.iter().enumerate() {
-        let Some(now) = one.done() else { continue };
-        let size = one.size();
-        let (since, before) = *begun.entry(at).or_insert((Instant::now(), now));
-        let rate = (now.saturating_sub(before)).checked_div(since.elapsed().as_secs()).filter(|rate| *rate > 0);
-        let rate = rate.map(|rate| {
-            let left = format_duration(Duration::from_secs(size.saturating_sub(now) / rate));
-            format!(", {}/s, {left} left", format_size(rate))
-        });
-        let (now, size) = (format_size(now), format_size(size));
-        output::say(one.verb(), format!("{}: {now} of {size}{}", one.name(), rate.unwrap_or_default()));
+        if let Some(line) = line(&**one, begun.entry(at).or_insert_with(|| (Instant::now(), u64::MAX))) {
+            output::say(one.verb(), line);
+        }
+    }
+}
+
+/// How far one is, if it is under way.
+fn line(one: &impl Moves, (since, before): &mut (Instant, u64)) -> Option<String> {
+    let (now, size) = (one.done()?, one.size());
+    if *before == u64::MAX || now <= one.left() {
+        (*since, *before) = (Instant::now(), now);
+    }
+    let rate = now.saturating_sub(*before).checked_div(since.elapsed().as_secs()).filter(|rate| *rate > 0);
+    let rate = rate.map(|rate| {
+        let left = format_duration(Duration::from_secs(size.saturating_sub(now) / rate));
+        format!(", {}/s, {left} left", format_size(rate))
+    });
+    Some(format!("{}: {} of {}{}", one.name(), format_size(now), format_size(size), rate.unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Something of 1000 MiB, of which 700 were left by an earlier fetch.
+    struct Resumed(u64);
+
+    impl Moves for Resumed {
+        fn verb(&self) -> &'static str {
+            "fetching"
+        }
+
+        fn name(&self) -> String {
+            "w".to_owned()
+        }
+
+        fn size(&self) -> u64 {
+            1000 << 20
+        }
+
+        fn done(&self) -> Option<u64> {
+            Some(self.0 << 20)
+        }
+
+        fn left(&self) -> u64 {
+            700 << 20
+        }
+    }
+
+    #[test]
+    fn what_was_left_by_an_earlier_fetch_says_nothing_of_the_rate() {
+        let mut begun = (Instant::now(), u64::MAX);
+        let mut at = |done, ago| {
+            begun.0 -= Duration::from_secs(ago);
+            line(&Resumed(done), &mut begun).expect("is under way")
+        };
+        assert_eq!(at(100, 0), "w: 100.0 MiB of 1000.0 MiB");
+        assert_eq!(at(700, 10), "w: 700.0 MiB of 1000.0 MiB");
+        assert_eq!(at(800, 10), "w: 800.0 MiB of 1000.0 MiB, 10.0 MiB/s, 20.0s left");
     }
 }

@@ -33,8 +33,13 @@ const ANNOUNCED: u64 = 1 << 30;
 const GUESSED_RATE: u64 = 100 << 20;
 /// How often a process looks whether another has finished the fill that it waits for.
 const POLL: Duration = Duration::from_millis(100);
+/// A look at as many files as a layer may have takes its time; so many times as long is not looked again.
+const REST: u32 = 10;
 /// A fill in another process that stages nothing for so long is not waited for.
 const STALE: Duration = Duration::from_secs(20);
+/// Nor is one of which nothing is heard for so many read timeouts, once it has only the disk to wait for. All that a machine
+/// holds in memory for a disk is on it in minutes; and a process may be stopped.
+const SEALED: u32 = 5;
 
 /// Counted up when the walker reads the same bytes differently, so that older derived indexes are not found any more.
 const WALKER_VERSION: u32 = 2;
@@ -60,6 +65,8 @@ pub struct Fill {
     pub context: Context,
     /// Bytes received so far, for those who wait and those who watch.
     pub progress: watch::Sender<u64>,
+    /// How many bytes an interrupted fetch has left to this one, for those who watch.
+    pub resumed: Arc<AtomicU64>,
     /// Where staged bytes are shown, if anybody may see them.
     pub view: Option<Arc<StagedView>>,
     /// Whether its index is enough to read it in parts.
@@ -165,6 +172,7 @@ impl Fill {
         }
         let started = Instant::now();
         let from = replay.as_ref().map_or(0, |replay| replay.reached().offset);
+        self.resumed.store(from, Ordering::Relaxed);
         let passed = self.pass(transfer, files, replay).await;
         if let Some(view) = &self.view {
             view.clear();
@@ -203,6 +211,7 @@ impl Fill {
         let (key, what) = (self.key(), self.what());
         let (mut seen, mut moved) = (None, Instant::now());
         loop {
+            let looked = Instant::now();
             match self.context.blocking(&what, move |cache| cache.stage(&key)).await {
                 Ok(Some(staging)) => return self.ours(Ok(staging), seen.is_some()).await,
                 Ok(None) => {}
@@ -210,18 +219,22 @@ impl Fill {
                 Err(error) => return Err(error),
             }
             let staged = self.context.blocking(&what, move |cache| Ok(cache.staged(&key))).await?;
-            // A fill that is sealed has only the disk to wait for, and nobody is quicker by starting over.
-            if seen != Some(staged) || staged.sealed {
+            let read_timeout = self.context.limits.read_timeout;
+            if seen != Some(staged) {
                 (seen, moved) = (Some(staged), Instant::now());
                 self.progress.send_replace(staged.bytes);
             }
-            if moved.elapsed() > STALE.min(self.context.limits.read_timeout / 2) {
+            // A fill that is sealed has only the disk to wait for, and nobody is quicker by starting over.
+            let patience = if staged.sealed { read_timeout * SEALED } else { STALE.min(read_timeout / 2) };
+            if moved.elapsed() <= patience {
+                self.progress.send_modify(|_| {});
+            } else {
                 let alone = self.context.blocking(&what, move |cache| cache.stage_alone(&key)).await?;
                 if let Some(staging) = alone {
                     return self.ours(Ok(staging), true).await;
                 }
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL.max(looked.elapsed() * REST)).await;
         }
     }
 
@@ -254,8 +267,6 @@ impl Fill {
             let mut files = Files { cache, staging, view, resumed: 0, wants_index, no_room: None };
             if let Some(replay) = &replay {
                 files.resumed = replay.reached().offset;
-                let at = crate::units::format_size(files.resumed);
-                tracing::info!(layer = %layer.digest, offset = files.resumed, "fetching the layer is resumed at {at}");
             } else {
                 files.staging.begin(beside)?;
                 match all.make_room(wanted) {
@@ -277,8 +288,18 @@ impl Fill {
         let bytes = match replay {
             None => transfer.ordered(),
             Some(replay) => {
-                let rest = transfer.ordered_from(replay.reached().offset);
-                replay.stream(self.progress.clone()).chain(rest).boxed()
+                let at = replay.reached().offset;
+                // Asked first: to read again what is left is in vain where the rest is not to be had.
+                if at < self.layer.size
+                    && let Err(error) = transfer.range(at..at + 1).await
+                    && !error.ignores_ranges()
+                {
+                    self.context.off_thread(&self.what(), || drop(files)).await?;
+                    return Err(error.into());
+                }
+                let shown = crate::units::format_size(at);
+                tracing::info!(layer = %self.layer.digest, offset = at, "fetching the layer is resumed at {shown}");
+                replay.stream(self.progress.clone()).chain(transfer.ordered_from(at)).boxed()
             }
         };
         pass(&self.layer, self.context.limits.max_inflated, bytes, files).await

@@ -154,38 +154,38 @@ impl Transfer {
     }
 
     fn in_order(&self, all: Range<u64>) -> BoxStream<'static, Result<Unverified, FetchError>> {
-        let this = self.clone();
-        let first = all.start..all.end.min(all.start.saturating_add(RANGE));
-        if first.is_empty() {
-            return stream::empty().boxed();
-        }
-        // The first range decides whether the rest can go by ranges.
-        let head = async move {
-            match this.range(first.clone()).await {
-                Ok(pieces) => {
-                    let head = stream::iter(pieces.into_iter().map(Ok));
-                    head.chain(this.ranges(first.end..all.end)).boxed()
+        let (this, end) = (self.clone(), all.end);
+        let ranges = self.ranges(all.clone());
+        let streams = stream::unfold(Some((ranges, all.start)), move |state| {
+            let this = this.clone();
+            async move {
+                let (mut ranges, position) = state?;
+                match ranges.next().await? {
+                    Ok(pieces) => {
+                        let len: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+                        let pieces = stream::iter(pieces.into_iter().map(Ok)).boxed();
+                        Some((pieces, Some((ranges, position + len))))
+                    }
+                    // From the first on; or from a later one on, where a server behind the same name is not like the others.
+                    Err(error) if error.ignores_ranges() => Some((this.sequential(position..end), None)),
+                    Err(error) => Some((stream::once(async move { Err(error) }).boxed(), None)),
                 }
-                Err(error) if error.ignores_ranges() => this.sequential(all),
-                Err(error) => stream::once(async move { Err(error) }).boxed(),
             }
-        };
-        stream::once(head).flatten().boxed()
+        });
+        streams.flatten().boxed()
     }
 
-    fn ranges(self, all: Range<u64>) -> impl futures_util::Stream<Item = Result<Unverified, FetchError>> + Send {
-        let concurrency = self.limits.concurrency.max(1);
-        let starts = (all.start..all.end).step_by(RANGE as usize);
-        let requests = starts.map(move |start| {
-            let this = self.clone();
+    /// The ranges of a part of the blob in order. The first decides whether the rest can go by ranges.
+    fn ranges(&self, all: Range<u64>) -> BoxStream<'static, Result<Vec<Unverified>, FetchError>> {
+        let (this, concurrency) = (self.clone(), self.limits.concurrency.max(1));
+        let request = move |start: u64| {
+            let (this, range) = (this.clone(), start..all.end.min(start + RANGE));
             // A task of its own, so that a range goes on while those who take the bytes are busy.
-            let range = start..all.end.min(start + RANGE);
-            Task(tokio::spawn(async move { this.range(range).await })).join()
-        });
-        stream::iter(requests)
-            .buffered(concurrency)
-            .map_ok(|pieces| stream::iter(pieces.into_iter().map(Ok::<_, FetchError>)))
-            .try_flatten()
+            async move { Task(tokio::spawn(async move { this.range(range).await })).join().await }
+        };
+        let mut starts = (all.start..all.end).step_by(RANGE as usize);
+        let first = stream::iter(starts.next()).then(request.clone());
+        first.chain(stream::iter(starts).map(request).buffered(concurrency)).boxed()
     }
 
     /// A part of the blob from a request for all of it; after a break it starts again and drops what is there already.

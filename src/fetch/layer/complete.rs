@@ -54,6 +54,8 @@ pub struct Gauge {
     pub size: u64,
     /// Those that are here. Of a layer of which some files are wanted, the others count as here.
     pub here: u64,
+    /// So many of them an interrupted fetch has left. They are read again first, at a rate that tells nothing of the rest.
+    pub left: u64,
 }
 
 /// What is still to come of a layer, for those who watch.
@@ -98,9 +100,10 @@ impl LayerFetch {
         let size = self.layer.size;
         let lacking = self.lacking.bytes.load(Ordering::Relaxed);
         if self.lacking.works.load(Ordering::Relaxed) > 0 {
-            return Some(Gauge { size, here: size.saturating_sub(lacking) });
+            return Some(Gauge { size, here: size.saturating_sub(lacking), left: 0 });
         }
-        self.is_filling().then(|| Gauge { size, here: (*self.progress().borrow()).min(size) })
+        let left = self.resumed.load(Ordering::Relaxed);
+        self.is_filling().then(|| Gauge { size, here: (*self.progress().borrow()).min(size), left })
     }
 
     /// Makes all of the layer's content complete in the cache, and proves the layer if it was only attested.

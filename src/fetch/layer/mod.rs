@@ -140,6 +140,8 @@ pub struct LayerFetch {
     progress: watch::Sender<u64>,
     /// Bytes of the layer that came from its sources, those that came in vain too.
     fetched: Arc<AtomicU64>,
+    /// Bytes of it that an interrupted fetch has left to the one under way.
+    resumed: Arc<AtomicU64>,
     /// What is still to come, while it is being made complete.
     lacking: Lacking,
     /// Held once more by each pass over the whole layer.
@@ -180,6 +182,7 @@ impl LayerFetch {
             proof: Flight::new(what("the proof")),
             progress: watch::Sender::new(0),
             fetched: Arc::default(),
+            resumed: Arc::default(),
             lacking: Lacking::default(),
             reading: Arc::default(),
             view: (context.verify == Verify::Stream).then(|| Arc::new(StagedView::new())),
@@ -378,6 +381,7 @@ impl LayerFetch {
             layer: self.layer.clone(),
             context: self.context.clone(),
             progress: self.progress.clone(),
+            resumed: self.resumed.clone(),
             view: self.view.clone(),
             in_parts: !self.is_only_whole(),
             unstaged: self.unstaged.clone(),
