@@ -11,7 +11,7 @@ use kitfs::archive::index::Index;
 use kitfs::digest::Digest;
 use kitfs::path::TreePath;
 use support::index::altered;
-use support::kit::{KitBuilder, Served, pattern, tar};
+use support::kit::{KitBuilder, Served, gzip, pattern, tar};
 use support::program::Kitfs;
 use support::{FaultServer, eventually};
 
@@ -194,4 +194,18 @@ fn a_lower_cache_that_is_not_there_is_an_error_that_names_the_flag() {
     let missing = missing.to_str().expect("UTF-8");
     let error = kitfs.fails(&["ls", "--cache-lower", missing, &kit.reference]);
     assert!(error.contains(missing) && error.contains("--cache-lower"), "{error}");
+}
+
+#[test]
+fn a_pull_takes_what_a_lower_cache_has_of_a_compressed_layer_for_complete() {
+    let server = FaultServer::empty("team/kit");
+    let files = files();
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, &bytes[..])).collect();
+    let kit = KitBuilder::new().layer("model", "w", "tar+gzip", gzip(&tar(&files))).serve(&server, "v1");
+    let lower = filled(&kit);
+    server.reset_counters();
+    let kitfs = Kitfs::new().with("KITFS_CACHE_LOWER", lower.cache());
+    kitfs.ok(&["pull", &kit.reference]);
+    assert_eq!(server.bytes_for(kit.layers[0]), 0);
+    read_all(&kitfs, &kit, &["--offline"]);
 }

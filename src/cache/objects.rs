@@ -133,7 +133,7 @@ pub enum Standing {
     Absent,
     /// This process has verified it, and its commit is under way.
     Staged,
-    /// It has its name, so it is on the disk.
+    /// It has its name, so it is on the disk; here or in a lower cache.
     Named,
 }
 
@@ -180,7 +180,9 @@ impl Cache {
         // Until its commit is over it has no index.
         if staged {
             Standing::Staged
-        } else if is_file_of(&self.spread("objects", &name.hex()), size) {
+        } else if is_file_of(&self.spread("objects", &name.hex()), size)
+            || self.lower.iter().any(|lower| lower.has_object(name, size))
+        {
             Standing::Named
         } else {
             Standing::Absent
