@@ -306,6 +306,40 @@ fn rm_takes_names_and_digests_and_asks_no_registry() {
 }
 
 #[test]
+fn a_kit_that_came_from_two_repositories_is_removed_by_either_with_its_digest() {
+    let servers = ["team/one", "team/two"].map(FaultServer::empty);
+    let kitfs = Kitfs::new();
+    let kits = servers.each_ref().map(|server| kit(server, "v1", &[("a.bin", 1, 1)]));
+    assert_eq!(kits[0].digest, kits[1].digest);
+    kits.iter().for_each(|kit| fetch(&kitfs, kit, "a.bin"));
+    for kit in &kits {
+        let pinned = format!("{}@{}", kit.reference.strip_suffix(":v1").expect("a tag"), kit.digest);
+        let told = json_of(&kitfs, &["cache", "rm", &pinned, "--dry-run", "--json"]);
+        assert_eq!(told["kits"][0]["digest"], json!(kit.digest), "{pinned}");
+    }
+    let elsewhere = kits[0].reference.replace("team/one:v1", &format!("team/three@{}", kits[0].digest));
+    assert!(kitfs.fails(&["cache", "rm", &elsewhere]).contains("is not in the cache"));
+}
+
+#[test]
+fn gc_forgets_what_a_directory_served_of_which_nothing_is_left() {
+    let server = FaultServer::empty("team/kit");
+    let kitfs = Kitfs::new();
+    let kit = kit(&server, "v1", &[("a.bin", 1, 1)]);
+    let mount = kitfs.mount(&kit.reference, &[]);
+    fs::read(mount.path("w/a.bin")).expect("reads");
+    let dir = mount.dir.clone();
+    drop(mount);
+    // The directory stays.
+    fs::create_dir_all(&dir).expect("makes");
+    kitfs.ok(&["cache", "gc"]);
+    assert_eq!(kitfs.cached_files("served").len(), 1);
+    kitfs.ok(&["cache", "rm", "--all"]);
+    kitfs.ok(&["cache", "gc"]);
+    assert_eq!(kitfs.cached_files("served"), Vec::<PathBuf>::new());
+}
+
+#[test]
 fn rm_refuses_a_kit_that_is_mounted_and_what_is_open_stays_until_it_is_closed() {
     let server = FaultServer::empty("team/kit");
     let kitfs = Kitfs::new();
@@ -321,7 +355,9 @@ fn rm_refuses_a_kit_that_is_mounted_and_what_is_open_stays_until_it_is_closed() 
     let mut page = [0; 4096];
     open.read_exact_at(&mut page, 0).expect("reads");
     server.reset_counters();
+    let told = json_of(&kitfs, &["cache", "rm", "--force", "--dry-run", &kit.reference, "--json"]);
     let done = json_of(&kitfs, &["cache", "rm", "--force", &kit.reference, "--json"]);
+    assert_eq!([&told["removed"], &told["in_use"]], [&done["removed"], &done["in_use"]]);
     assert_eq!(done["in_use"]["items"], json!(1), "{done}");
     open.read_exact_at(&mut page, MIB as u64).expect("reads on");
     assert_eq!(page[..], pattern(1, 2 * MIB)[MIB..MIB + 4096]);

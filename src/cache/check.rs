@@ -17,12 +17,12 @@ use bytes::Bytes;
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, flock};
 
 use super::damage::{each_block, name_of};
-use super::files::{Identity, identity, identity_of, open_existing};
+use super::files::{Identity, identity, identity_of, open_existing, other_owner};
 use super::format::{self, Format};
-use super::kits::{name_of_kit, name_of_served};
+use super::kits::{self, name_of_kit, name_of_served};
 use super::partial::has_hole;
 use super::small::{DIGEST_LEN, LastKnown};
-use super::{Cache, CacheError, io_error};
+use super::{Cache, CacheError, evict, io_error};
 use crate::digest::{Digest, StreamHasher};
 use crate::object::{CHUNK_SIZE, ChunkList, ObjectDigest};
 
@@ -44,6 +44,8 @@ pub struct Item {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Format,
+    /// Nothing is in it; it is there for its lock.
+    Lock,
     Object(ObjectDigest),
     Partial(ObjectDigest),
     List(ObjectDigest),
@@ -109,6 +111,7 @@ impl Item {
     pub fn what(&self) -> &'static str {
         match self.kind {
             Kind::Format => "format",
+            Kind::Lock => "lock",
             Kind::Object(_) => "object",
             Kind::Partial(_) => "partial",
             Kind::List(_) => "chunk list",
@@ -148,6 +151,9 @@ impl Cache {
         self.add_items(&mut items, "tags", |name| digest(name).map(Kind::Tag))?;
         self.add_items(&mut items, "kits", |name| digest(name).map(Kind::Kit))?;
         self.add_items(&mut items, "served", |name| digest(name).map(Kind::Served))?;
+        let locks = [kits::LOCK, evict::LOCK].map(|name| self.root.join(name));
+        let locks = locks.into_iter().filter(|path| fs::symlink_metadata(path).is_ok());
+        items.extend(locks.map(|path| Item { path, kind: Kind::Lock, bytes: 0 }));
         Ok(items)
     }
 
@@ -220,6 +226,10 @@ impl Cache {
             return Ok(if is_missing_format { missing() } else { Health::Gone });
         };
         let damaged = |what: String| Ok(Health::Damaged(Damage::new(what, Some(identity(&named)))));
+        if let Some(owner) = other_owner(&named) {
+            // Who can still change it, however right it is now.
+            return damaged(format!("belongs to user {owner}"));
+        }
         if item.kind == Kind::Format {
             return match format::look(&self.root)? {
                 Format::Damaged(found) => damaged(found),
@@ -232,10 +242,13 @@ impl Cache {
         if !named.is_file() {
             return damaged("is not a file".to_owned());
         }
+        if item.kind == Kind::Lock {
+            return Ok(Health::Right);
+        }
         let file = match open_existing(path) {
             Ok(Some(file)) => file,
             Ok(None) => return Ok(Health::Gone),
-            Err(error) if is_disk(&error) => return damaged(format!("can't be opened: {error}")),
+            Err(error) if is_of_file(&error) => return damaged(format!("can't be opened: {error}")),
             Err(error) => return Err(io_error("open", path)(error)),
         };
         if matches!(item.kind, Kind::Object(_) | Kind::Partial(_))
@@ -378,7 +391,7 @@ fn judge(file: &File, len: u64, kind: Kind, told: &dyn Fn(u64)) -> io::Result<Op
         Kind::Tag(name) => named(name, LastKnown::name_of(&read_short(file)?)),
         Kind::Kit(name) => named(name, name_of_kit(&read_short(file)?)),
         Kind::Served(name) => named(name, name_of_served(&read_short(file)?)),
-        Kind::Format | Kind::Partial(_) | Kind::List(_) | Kind::Stray => None,
+        Kind::Format | Kind::Lock | Kind::Partial(_) | Kind::List(_) | Kind::Stray => None,
     })
 }
 
@@ -412,10 +425,13 @@ fn is_free(file: &File) -> bool {
     is_free
 }
 
-/// Whether it is the disk that failed.
-fn is_disk(error: &io::Error) -> bool {
-    let disk = [rustix::io::Errno::IO, rustix::io::Errno::ILSEQ, rustix::io::Errno::BADMSG];
-    disk.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+/// Whether it is the file that can't be had, and not the system that has too much to do: the disk failed, or somebody took
+/// our right to read it.
+fn is_of_file(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::IO, Errno::ILSEQ, Errno::BADMSG, Errno::ACCESS, Errno::PERM]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Makes holes of damaged chunks, if nobody has the file open; how many were damaged still. `None` where it is open, or

@@ -91,7 +91,10 @@ fn a_sound_cache_has_every_kind_of_file_and_no_finding() {
     let (_dir, cache) = full();
     let mut kinds: Vec<_> = cache.items().expect("lists").iter().map(Item::what).collect();
     kinds.sort_unstable();
-    assert_eq!(kinds, ["blob", "chunk list", "format", "index", "kit", "object", "partial", "served", "tag"]);
+    assert_eq!(
+        kinds,
+        ["blob", "chunk list", "format", "index", "kit", "lock", "lock", "object", "partial", "served", "tag"]
+    );
     assert_eq!(findings(&cache), []);
     let (told, items) = (AtomicU64::new(0), cache.items().expect("lists"));
     let hashed = items.iter().filter(|item| matches!(item.what(), "object" | "blob" | "partial"));
@@ -261,4 +264,50 @@ fn what_is_evicted_or_replaced_while_it_is_checked_is_no_damage() {
     assert_eq!(cache.check(object, &none, &|_| ()).expect("checks"), Health::Right);
     fs::remove_file(object.path()).expect("removes");
     assert_eq!(cache.check(object, &none, &|_| ()).expect("checks"), Health::Gone);
+}
+
+#[test]
+fn what_another_user_owns_is_found_in_every_kind_of_file_and_set_aside() {
+    if !rustix::process::geteuid().is_root() {
+        // Only root can give files away.
+        return;
+    }
+    let (_dir, cache) = full();
+    let all = cache.items().expect("lists");
+    for item in &all {
+        std::os::unix::fs::chown(item.path(), Some(4711), None).expect("chown");
+    }
+    let found = findings(&cache);
+    assert_eq!(found.len(), all.len());
+    for (item, health) in found {
+        let Health::Damaged(damage) = health else { panic!("{item:?}") };
+        assert_eq!(damage.what, "belongs to user 4711", "{item:?}");
+    }
+    repair_all(&cache);
+    assert_eq!(findings(&cache), []);
+}
+
+#[test]
+fn something_in_the_place_of_a_lock_makes_nobody_wait_and_is_set_aside() {
+    use rustix::fs::{CWD, FileType, Mode};
+    let plants: [&dyn Fn(&Path); 3] = [
+        &|path| rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).expect("a pipe"),
+        &|path| fs::create_dir(path).expect("a directory"),
+        &|path| std::os::unix::fs::symlink("elsewhere", path).expect("a link"),
+    ];
+    for plant in plants {
+        let (_dir, cache) = full();
+        for name in [kits::LOCK, evict::LOCK] {
+            let path = cache.root().join(name);
+            fs::remove_file(&path).expect("removes");
+            plant(&path);
+        }
+        let refused = cache.forget_kit(&Digest::of(b"manifest")).expect_err("no lock");
+        assert!(crate::report::chain(&refused).contains("verify --repair"), "{refused}");
+        assert!(cache.evict_to(0, false).is_err());
+        let cache = Cache::open(cache.root()).expect("opens");
+        assert_eq!(repair_all(&cache), [Repair::SetAside; 2]);
+        cache.forget_kit(&Digest::of(b"manifest")).expect("forgets");
+        cache.evict_to(0, false).expect("evicts");
+    }
 }

@@ -8,20 +8,21 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 
-use super::files::open_existing;
+use super::files::{open_existing, open_lock};
 use super::staging::remove_abandoned;
 use super::usage::{Area, Item, Usage};
 use super::{Cache, CacheError, io_error};
 use crate::digest::Digest;
 use crate::object::ObjectDigest;
 
-const LOCK: &str = "evict.lock";
+/// The file whose lock is held while something is evicted.
+pub(super) const LOCK: &str = "evict.lock";
 
 /// How long the lock on eviction is tried for. Others hold it while they look at the cache and remove files, which takes
 /// seconds where there are millions; who does not get it keeps less for a moment.
@@ -135,10 +136,11 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes an object, or what there is of it, unless somebody uses it.
-    pub fn remove_object(&self, object: &ObjectDigest) -> Result<Removed, CacheError> {
-        let partial = remove_partial(&self.spread("partial", &object.hex()), None, false)?;
-        let whole = remove_idle(&self.spread("objects", &object.hex()), None, false)?;
+    /// Removes an object, or what there is of it, unless somebody uses it. With `dry_run` it only tells what would become
+    /// of it.
+    pub fn remove_object(&self, object: &ObjectDigest, dry_run: bool) -> Result<Removed, CacheError> {
+        let partial = remove_partial(&self.spread("partial", &object.hex()), None, dry_run)?;
+        let whole = remove_idle(&self.spread("objects", &object.hex()), None, dry_run)?;
         Ok(match (whole, partial) {
             (Removed::InUse, _) | (_, Removed::InUse) => Removed::InUse,
             (Removed::Absent, Removed::Absent) => Removed::Absent,
@@ -172,10 +174,7 @@ impl Cache {
     }
 
     pub(super) fn open_eviction_lock(&self) -> Result<File, CacheError> {
-        let path = self.root.join(LOCK);
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
-        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path).map_err(io_error("open", &path))
+        open_lock(&self.root.join(LOCK))
     }
 
     /// The lock that who evicts holds.

@@ -108,10 +108,10 @@ fn what_is_open_in_any_process_stays_until_it_is_closed() {
     drop(opened);
     evict(&cache, u64::MAX);
     assert_eq!(paths.each_ref().map(|path| path.exists()), [true, false]);
-    assert_eq!(cache.remove_object(&name(1)).expect("looks"), Removed::InUse);
+    assert_eq!(cache.remove_object(&name(1), false).expect("looks"), Removed::InUse);
     drop(range);
-    assert_eq!(cache.remove_object(&name(1)).expect("removes"), Removed::Gone);
-    assert_eq!(cache.remove_object(&name(1)).expect("looks"), Removed::Absent);
+    assert_eq!(cache.remove_object(&name(1), false).expect("removes"), Removed::Gone);
+    assert_eq!(cache.remove_object(&name(1), false).expect("looks"), Removed::Absent);
 }
 
 #[test]

@@ -26,15 +26,34 @@ impl Cache {
     /// Makes the areas, and takes from all others what rights they have. An area that is a link, or holds one in the place
     /// of a directory, is refused.
     pub(super) fn close_to_others(&self) -> Result<(), CacheError> {
-        close(&self.root)?;
+        let mut was_writable = close(&self.root)?;
         for area in AREAS {
             let path = self.root.join(area);
             make_dir(&path)?;
-            close(&path)?;
+            was_writable |= close(&path)?;
             for entry in fs::read_dir(&path).map_err(io_error("read", &path))? {
                 let entry = entry.map_err(io_error("read", &path))?;
                 if entry.file_type().is_ok_and(|kind| kind.is_symlink()) && area != "quarantine" {
                     return Err(CacheError::Planted { path: entry.path() });
+                }
+            }
+        }
+        if was_writable { self.set_aside_what_others_own() } else { Ok(()) }
+    }
+
+    /// Sets aside what others have put into the cache while they could: an object or index of theirs would be believed,
+    /// and they could change it for as long as they have it open, or under another name.
+    fn set_aside_what_others_own(&self) -> Result<(), CacheError> {
+        let mut dirs: Vec<PathBuf> =
+            AREAS.iter().filter(|area| **area != "quarantine").map(|area| self.root.join(area)).collect();
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))? {
+                let path = entry.map_err(io_error("read", &dir))?.path();
+                let Ok(found) = fs::symlink_metadata(&path) else { continue };
+                if let Some(owner) = other_owner(&found) {
+                    self.quarantine(&path, &format_args!("it belongs to user {owner}"))?;
+                } else if found.is_dir() {
+                    dirs.push(path);
                 }
             }
         }
@@ -85,24 +104,29 @@ impl Cache {
     }
 }
 
-/// Takes the rights of group and others from a directory that is ours.
-fn close(path: &Path) -> Result<(), CacheError> {
+/// Whose something is, if it is not ours.
+pub(super) fn other_owner(found: &fs::Metadata) -> Option<u32> {
+    Some(found.uid()).filter(|owner| *owner != rustix::process::geteuid().as_raw())
+}
+
+/// Takes the rights of group and others from a directory that is ours; tells whether they could write to it.
+fn close(path: &Path) -> Result<bool, CacheError> {
     let found = fs::metadata(path).map_err(io_error("stat", path))?;
-    let user = rustix::process::geteuid().as_raw();
-    if found.uid() != user {
-        return Err(CacheError::Owner { path: path.to_owned(), owner: found.uid(), user });
+    if let Some(owner) = other_owner(&found) {
+        let user = rustix::process::geteuid().as_raw();
+        return Err(CacheError::Owner { path: path.to_owned(), owner, user });
     }
     let mode = found.mode() & 0o7777;
     if mode & 0o077 == 0 {
-        return Ok(());
+        return Ok(false);
     }
     match fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o700)) {
         Ok(()) => {
             tracing::warn!(path = %path.display(), "cache: open to others with mode {mode:04o}; now closed");
-            Ok(())
+            Ok(mode & 0o022 != 0)
         }
         // Nothing can be planted there either.
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(false),
         Err(error) => Err(io_error("protect", path)(error)),
     }
 }
@@ -138,6 +162,20 @@ pub(super) fn make_dir(path: &Path) -> Result<(), CacheError> {
         }
         made => made.map_err(io_error("create", path)),
     }
+}
+
+/// Opens a file that is there for its lock, making it where there is none. A pipe in its place would make who opens it wait.
+pub(super) fn open_lock(path: &Path) -> Result<File, CacheError> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
+    let planted = || io::Error::other("it is not a file; `kitfs cache verify --repair` sets it aside");
+    let opened = options.open(path);
+    // By its name, as what was not opened has no other.
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(io_error("open", path)(planted()));
+    }
+    opened.map_err(io_error("open", path))
 }
 
 /// A new file that must not exist yet, so that no planted link is followed.

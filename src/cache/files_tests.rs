@@ -199,3 +199,26 @@ fn another_version_and_anything_else_is_refused_and_left_as_it_is() {
         assert!(matches!(error, CacheError::Version { version: 2, .. }), "{error}");
     }
 }
+
+#[test]
+fn what_others_put_into_an_open_cache_is_set_aside_when_it_is_closed() {
+    if !rustix::process::geteuid().is_root() {
+        // Only root can give files away.
+        return;
+    }
+    let (_dir, cache) = cache();
+    let key = Digest::of(b"a layer");
+    cache.keep_index(&key, b"of theirs").expect("keeps");
+    let other = Digest::of(b"another layer");
+    cache.keep_index(&other, b"of ours").expect("keeps");
+    std::os::unix::fs::chown(cache.spread("indexes", &key.hex()), Some(4711), None).expect("chown");
+    let theirs = cache.root().join("objects/ab");
+    fs::create_dir(&theirs).expect("makes");
+    std::os::unix::fs::chown(&theirs, Some(4711), None).expect("chown");
+    set_mode(&cache.root().join("indexes"), 0o777);
+    let cache = Cache::open(cache.root()).expect("opens");
+    assert_eq!(cache.index(&key).expect("looks"), None);
+    assert_eq!(cache.index(&other).expect("looks").as_deref(), Some(&b"of ours"[..]));
+    assert!(!theirs.exists());
+    assert_eq!(fs::read_dir(cache.root().join("quarantine")).expect("reads").count(), 2);
+}

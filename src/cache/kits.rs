@@ -10,9 +10,10 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use super::files::open_lock;
 use super::map::contents;
 use super::{Cache, CacheError, io_error};
 use crate::digest::Digest;
@@ -21,7 +22,7 @@ use crate::digest::Digest;
 const NAMES: usize = 16;
 
 /// The file whose lock is the records'.
-const LOCK: &str = "kits.lock";
+pub(super) const LOCK: &str = "kits.lock";
 
 /// How often the lock is tried, and how long is waited between: two seconds in all. Whoever holds it reads and writes a
 /// file of some KiB.
@@ -164,10 +165,7 @@ impl Cache {
     /// Takes the lock of the records. It is held for a moment by all who take it, so it is tried for a while.
     pub(super) fn lock_records(&self) -> Result<File, CacheError> {
         let path = self.root.join(LOCK);
-        let mut options = File::options();
-        options.write(true).create(true).truncate(false).mode(0o600);
-        let file = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path);
-        let file = file.map_err(io_error("open", &path))?;
+        let file = open_lock(&path)?;
         for _ in 0..TRIES {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(file),

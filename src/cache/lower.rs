@@ -2,7 +2,8 @@
 //!
 //! Anybody may own one, so its word counts for nothing. What its bytes prove counts: a blob or chunk is hashed whenever
 //! it is looked at, a chunk list whenever it is read, and an object once by each process, and again when its file has
-//! changed; then it is served where it lies. (Who may write to it can still change bytes that were hashed; so a lower
+//! changed, or at each open where that is asked for ([`Settings::recheck`](super::Settings::recheck)); then it is served
+//! where it lies. (Who may write to it can still change bytes that were hashed; so a lower
 //! cache should be one that nobody writes to but its own kitfs.) What a file merely claims counts only where nobody but
 //! root and we could have written it: a derived index, which says that somebody hashed a whole layer, and what a tag was
 //! last known to be.
@@ -38,6 +39,8 @@ const READ: u64 = 128 << 20;
 #[derive(Debug)]
 pub(super) struct Lower {
     root: PathBuf,
+    /// Whether an object is hashed again whenever it is opened.
+    recheck: bool,
     /// What this process has hashed. A mutex for each object, held while it is hashed, so that all who open it wait for
     /// one; the outer one is held for a look.
     hashed: Mutex<HashMap<ObjectDigest, Arc<Mutex<Option<Hashed>>>>>,
@@ -72,7 +75,7 @@ impl Stamp {
 
 impl Lower {
     /// Opens lower caches; one that is the cache itself has nothing to add.
-    pub(super) fn open_all(own: &Path, dirs: &[PathBuf]) -> Result<Vec<Self>, CacheError> {
+    pub(super) fn open_all(own: &Path, dirs: &[PathBuf], recheck: bool) -> Result<Vec<Self>, CacheError> {
         let own = fs::metadata(own).map(|found| identity(&found)).ok();
         let mut all = Vec::new();
         for dir in dirs {
@@ -91,7 +94,7 @@ impl Lower {
             for area in ["objects", "blobs/sha256"] {
                 fs::read_dir(dir.join(area)).map_err(|error| refused(format!("can't be read: {area}: {error}")))?;
             }
-            all.push(Self { root: dir.clone(), hashed: Mutex::default() });
+            all.push(Self { root: dir.clone(), recheck, hashed: Mutex::default() });
         }
         Ok(all)
     }
@@ -157,6 +160,7 @@ impl Lower {
         let stamp = Stamp::of(found);
         if let Some(known) = *hashed
             && known.stamp == stamp
+            && !self.recheck
         {
             return Ok(known.is_right);
         }

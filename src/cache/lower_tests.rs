@@ -228,3 +228,24 @@ fn a_lower_cache_that_is_none_is_an_error_that_names_the_flag() {
     refused(damaged.root(), "is damaged");
     open(&dir.path().join("upper")).expect("the cache itself has nothing to add");
 }
+
+#[test]
+fn with_recheck_an_object_below_is_hashed_at_each_open() {
+    for recheck in [false, true] {
+        let (dir, lower, _) = two();
+        let content = vec![7; 5000];
+        fill(&lower, &content, 0..1);
+        let name = list_of(&content).object();
+        let settings = Settings { lower: vec![lower.root().to_owned()], recheck, ..Settings::default() };
+        let upper = Cache::open_with(&dir.path().join("upper"), settings).expect("a cache");
+        assert!(upper.object(&name, 5000).expect("opens").is_some());
+        let path = spread(lower.root(), "objects", &name.hex());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+        File::options().write(true).open(&path).expect("opens").write_all_at(b"!", 100).expect("writes");
+        // As a disk that fails leaves it: nothing tells that it has changed.
+        let stamp = Stamp::of(&fs::metadata(&path).expect("stat"));
+        let entry = upper.lower[0].hashed.lock().expect("free")[&name].clone();
+        *entry.lock().expect("free") = Some(Hashed { stamp, is_right: true });
+        assert_eq!(upper.object(&name, 5000).expect("opens").is_none(), recheck);
+    }
+}

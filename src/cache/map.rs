@@ -19,9 +19,17 @@ use super::{CacheError, io_error};
 /// small layers does not use up the maps that the kernel allows a process (65,530).
 pub(super) const MAPPED: u64 = 64 << 10;
 
-/// All of a file; `None` where there is none.
+/// All of a file; `None` where there is none, or somebody took our right to read it, which costs a fetch and no more.
 pub(super) fn contents(path: &Path) -> Result<Option<Bytes>, CacheError> {
-    let Some(file) = open_existing(path).map_err(io_error("open", path))? else { return Ok(None) };
+    let file = match open_existing(path) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            tracing::warn!(path = %path.display(), %error, "cache: a file is not used");
+            return Ok(None);
+        }
+        Err(error) => return Err(io_error("open", path)(error)),
+    };
     let bytes = all(&file).map_err(io_error("read", path))?;
     Ok(Some(bytes))
 }

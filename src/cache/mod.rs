@@ -244,7 +244,7 @@ impl Cache {
         if owner != user {
             return Err(CacheError::Owner { path: root.to_owned(), owner, user });
         }
-        let lower = Lower::open_all(root, &settings.lower)?;
+        let lower = Lower::open_all(root, &settings.lower, settings.recheck)?;
         let (staged, counter) = (Mutex::new(HashMap::new()), AtomicU64::new(0));
         let cache = Self { root: root.to_owned(), settings, room: Arc::new(Room::new(root)), lower, staged, counter };
         cache.check_format(also_damaged)?;

@@ -147,7 +147,16 @@ impl Cache {
         for _ in 0..2 {
             let staged = self.staged.lock().unwrap_or_else(|held| held.into_inner()).get(name).cloned();
             for path in std::iter::once(&committed).chain(staged.as_ref()) {
-                let Some(file) = open_patiently(path).map_err(io_error("open", path))? else { continue };
+                let file = match open_patiently(path) {
+                    Ok(Some(file)) => file,
+                    Ok(None) => continue,
+                    // Somebody took our right to read it. Another may take its name.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied && *path == committed => {
+                        self.quarantine(path, &format_args!("it can't be opened: {error}"))?;
+                        continue;
+                    }
+                    Err(error) => return Err(io_error("open", path)(error)),
+                };
                 match flock(&file, FlockOperation::NonBlockingLockShared) {
                     Ok(()) => {}
                     Err(rustix::io::Errno::WOULDBLOCK) => continue,

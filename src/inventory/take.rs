@@ -1,13 +1,13 @@
 //! The whole account of a cache: what each kit takes, what it shares, what is nobody's.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::SystemTime;
 
 use super::holders::{SetId, Sets};
 use super::layers;
 use crate::cache::usage::Item;
-use crate::cache::{Area, Cache, CacheError, KitRecord, Small, Usage};
+use crate::cache::{Area, Cache, CacheError, KitRecord, LayerRecord, Small, Usage};
 use crate::digest::Digest;
 use crate::object::ObjectDigest;
 
@@ -20,6 +20,8 @@ pub struct Inventory {
     pub usage: Usage,
     /// Whether a layer was being staged: while it gets its names, its index is not there yet, and its objects are nobody's.
     pub is_staging: bool,
+    /// Whether a record can't be read, or an index of a layer that is kept: then what seems to be nobody's may be that kit's.
+    pub is_uncertain: bool,
     /// What is staged, or was when a process was killed.
     pub staging: Vec<Item>,
     objects: HashMap<ObjectDigest, Stored>,
@@ -142,20 +144,30 @@ impl Inventory {
         })?;
         let is_staging = cache.is_staging();
         let kits = cache.kits()?.into_iter().map(|(record, used)| KitState::new(record, used)).collect();
-        let mut inventory = Self { kits, usage, is_staging, staging, objects, smalls, sets: Sets::new() };
+        let (is_uncertain, sets) = (false, Sets::new());
+        let mut inventory = Self { kits, usage, is_staging, is_uncertain, staging, objects, smalls, sets };
+        inventory.is_uncertain = inventory.has_unread_records();
         inventory.hold_contents(cache)?;
         inventory.hold_smalls(cache)?;
         inventory.add_up();
         Ok(inventory)
     }
 
+    /// Whether there is a record that tells nothing. One that was removed meanwhile counts too, this once.
+    fn has_unread_records(&self) -> bool {
+        let read: HashSet<Digest> = self.kits.iter().map(|kit| kit.record.digest).collect();
+        self.smalls.keys().any(|small| matches!(small, Small::Kit(digest) if !read.contains(digest)))
+    }
+
     /// Says which kits hold which objects.
     fn hold_contents(&mut self, cache: &Cache) -> Result<(), CacheError> {
-        let Self { kits, objects, sets, .. } = self;
+        let Self { kits, objects, sets, is_uncertain, .. } = self;
         let all = kits.iter().enumerate().flat_map(|(at, kit)| kit.record.layers.iter().map(move |layer| (at, layer)));
         let mut found = Vec::new();
         for (layer, holders) in layers::distinct(all) {
             let Some(head) = layers::head(cache, layer)? else {
+                let is_kept = |other: &LayerRecord| other.kept && layers::key(other) == layers::key(layer);
+                *is_uncertain |= kits.iter().any(|kit| kit.record.layers.iter().any(is_kept));
                 found.push((holders, Err(layer.size)));
                 continue;
             };
@@ -276,8 +288,12 @@ impl Inventory {
         self.share(|set, _| set != SetId::NONE && within(self.sets.members(set)))
     }
 
-    /// What no kit has, and what was not used after `since`. Objects only where none may be on its way.
+    /// What no kit has, and what was not used after `since`. Objects only where none may be on its way, and nothing while
+    /// it may be a kit's after all.
     pub fn loose(&self, since: SystemTime) -> Share {
+        if self.is_uncertain {
+            return Share::default();
+        }
         let mut share = self.share(|set, used| set == SetId::NONE && used <= since);
         if self.is_staging {
             share.objects.clear();

@@ -101,7 +101,7 @@ impl Made {
 
     fn remove(&self, share: &Share) {
         for (object, _) in &share.objects {
-            assert_eq!(self.cache.remove_object(object).expect("removes"), Removed::Gone);
+            assert_eq!(self.cache.remove_object(object, false).expect("removes"), Removed::Gone);
         }
         for (small, _) in &share.smalls {
             assert_eq!(self.cache.remove_small(*small).expect("removes"), Removed::Gone);
@@ -213,14 +213,33 @@ fn what_no_record_names_is_loose_once_it_has_settled() {
     made.fill(&["a", "nobody's"]);
     let blob = made.blob("a manifest that was only resolved");
     made.cache.remember("r.io/other:1", &blob).expect("remembers");
-    write(&spread(&made.cache, "kits", &Digest::of(b"torn").hex()), b"{");
     let inventory = made.take();
     assert!(inventory.loose(settled()).is_empty(), "it may be wanted yet");
     let loose = inventory.loose(SystemTime::now());
     assert_eq!(loose.objects.len(), 1);
     let smalls: Vec<_> = loose.smalls.iter().map(|(small, _)| *small).collect();
     let tag = Small::Tag(Digest::of(b"r.io/other:1"));
-    assert_eq!(smalls, [Small::Blob(blob), tag, Small::Kit(Digest::of(b"torn"))]);
+    assert_eq!(smalls, [Small::Blob(blob), tag]);
+}
+
+#[test]
+fn nothing_is_loose_while_it_may_be_a_kits_whose_record_or_index_is_damaged() {
+    let made = made();
+    let mut layer = made.layer("w", &["a"]);
+    layer.kept = true;
+    let key = layer.index_key;
+    let kit = made.kit("kit", vec![layer]);
+    made.fill(&["a", "nobody's"]);
+    let is_loose = || !made.take().loose(SystemTime::now()).is_empty();
+    assert!(is_loose());
+    let record = spread(&made.cache, "kits", &kit.hex());
+    let right = fs::read(&record).expect("reads");
+    write(&record, &right[1..]);
+    assert!(!is_loose(), "whose files are those?");
+    write(&record, &right);
+    assert!(is_loose());
+    made.cache.remove_small(Small::Index(key)).expect("removes");
+    assert!(!is_loose(), "they may be those of the kit that is kept");
 }
 
 #[test]

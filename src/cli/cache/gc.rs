@@ -13,6 +13,7 @@ use super::super::output::{self, Output};
 use super::{Count, Outcome};
 use crate::cache::usage::Item;
 use crate::cache::{Cache, Removed};
+use crate::digest::Digest;
 use crate::inventory::{Inventory, settled};
 use crate::units::format_size;
 
@@ -61,7 +62,7 @@ impl Gc {
         self.remove_leftovers(&cache, &inventory, &mut collected.leftovers)?;
         collected.loose.remove(&cache, &inventory.loose(settled()), self.dry_run)?;
         if !self.dry_run {
-            forget_directories(&cache)?;
+            forget_directories(&cache, &inventory)?;
         }
         // Counted, as others may have added to it.
         let freed = if self.dry_run { collected.freed() } else { 0 };
@@ -78,7 +79,13 @@ impl Gc {
             out.json(&collected.as_json(self.dry_run, held, marks.map(|marks| marks.limit)))?;
         } else {
             collected.print(&mut out, self.dry_run, held)?;
-            if inventory.is_staging {
+            if inventory.is_uncertain {
+                output::say(
+                    "note",
+                    "a record or an index of a kit can't be read, so what seems to belong to no kit stays; \
+                     `kitfs cache verify --repair` mends that",
+                );
+            } else if inventory.is_staging {
                 output::say(
                     "note",
                     "a layer is being fetched; whose files those are that belong to no kit shows when it is done",
@@ -112,10 +119,13 @@ fn abandoned(inventory: &Inventory) -> impl Iterator<Item = &Item> {
     })
 }
 
-/// Forgets what directories served that are no more.
-fn forget_directories(cache: &Cache) -> Result<(), Failure> {
+/// Forgets what directories served that are no more, or of which no kit is here any more.
+fn forget_directories(cache: &Cache, inventory: &Inventory) -> Result<(), Failure> {
+    let is_here = |digest: Digest| inventory.kits.iter().any(|kit| kit.record.digest == digest);
     for served in cache.served()? {
-        if fs::symlink_metadata(&served.dir).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        let is_gone = fs::symlink_metadata(&served.dir).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let is_of_use = inventory.is_uncertain || is_here(served.now) || served.before.is_some_and(is_here);
+        if is_gone || !is_of_use {
             cache.forget_served(&served.dir)?;
         }
     }

@@ -104,7 +104,7 @@ impl Outcome {
     /// Removes what a share has, or only tells. Whoever has an object open keeps it.
     fn remove(&mut self, cache: &Cache, share: &Share, dry_run: bool) -> Result<(), Failure> {
         for (object, bytes) in &share.objects {
-            self.took(*bytes, if dry_run { Removed::Gone } else { cache.remove_object(object)? });
+            self.took(*bytes, cache.remove_object(object, dry_run)?);
         }
         for (small, bytes) in &share.smalls {
             self.took(*bytes, if dry_run { Removed::Gone } else { cache.remove_small(*small)? });

@@ -133,8 +133,12 @@ fn by_reference(cache: &Cache, records: &[KitRecord], reference: &Reference) -> 
     let asked = absolute(reference);
     if let Some(digest) = asked.digest {
         let known = |record: &&KitRecord| record.digest == digest || record.blobs.contains(&digest);
+        // The record has the repository that it was had from last; a copy of the kit in another one has its name only.
+        let is_from = |text: &String| text.parse::<Reference>().is_ok_and(|known| known.location == asked.location);
+        let is_there =
+            |record: &&KitRecord| record.repository == asked.location.name() || record.references.iter().any(is_from);
         // An image index may have led to several kits.
-        let same = records.iter().filter(known).filter(|record| record.repository == asked.location.name());
+        let same = records.iter().filter(known).filter(is_there);
         return Ok(same.map(|record| record.digest).next_back());
     }
     let same = |text: &String| {

@@ -345,6 +345,10 @@ impl Finding {
             Err(why) => return Some(format!("NOT REPAIRED: {why}")),
         };
         Some(match &self.fetched {
+            // Nobody knows any more whose the files are that it told of.
+            None if self.item.what() == KIT => format!(
+                "{repaired}; mount or pull the kit again (with --keep if it was kept) before `kitfs cache gc` takes its files"
+            ),
             None => repaired,
             Some(Ok(())) => format!("{repaired}, fetched again"),
             Some(Err(why)) => format!("{repaired}; not fetched again yet: {why}"),
