@@ -301,6 +301,21 @@ fn a_mount_waits_for_a_hundred_layers_of_a_registry_that_is_gone_as_for_one() {
 }
 
 #[test]
+fn a_command_waits_for_a_registry_that_is_gone_once_and_not_for_each_layer() {
+    let (kitfs, kit, server) = incomplete(40);
+    drop(server);
+    // Four layers are fetched at once: all forty-one would take half a minute.
+    let deadlines = ["--read-timeout", "3s", "--meta-timeout", "3s"];
+    let pinned = format!("{}@{}", kit.reference.trim_end_matches(":v1"), kit.digest);
+    for (command, verdict) in [("pull", "41 of 42 layers"), ("verify", "42 of 42 layers")] {
+        let error = within(SOON, command, || kitfs.fails(&[&[command, &pinned][..], &deadlines].concat()));
+        assert!(error.contains(verdict), "{command}: {error}");
+    }
+    let told = within(SOON, "--dry-run", || kitfs.ok(&["mount", "--dry-run", &pinned]));
+    assert!(told.contains("w/a.bin") && told.contains("for its names too"), "{told}");
+}
+
+#[test]
 fn a_layer_that_could_not_be_asked_at_the_mount_is_read_when_its_registry_is_back() {
     let (kitfs, kit, server) = incomplete(1);
     for layer in &kit.layers[1..] {

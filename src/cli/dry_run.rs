@@ -10,7 +10,7 @@ use super::options::{JsonArgs, ProgressArgs};
 use super::output::{self, Output, printable};
 use super::progress::Progress;
 use super::{Failure, served, walk};
-use crate::fetch::{Context, FetchError, Kit, LayerFetch, Resolved};
+use crate::fetch::{Context, FetchError, Kit, LayerFetch, Probed, Resolved};
 use crate::fs::{DirEntry, Fs, Ino, NodeKind, Ownership};
 use crate::path::TreePath;
 use crate::units::format_size;
@@ -25,12 +25,14 @@ pub(super) async fn run(
     let kit = Kit::open(&context, resolved);
     let progress = Progress::of(&kit.layers, progress.mode());
     let mut tree = kit.skeleton();
-    let mut warnings = kit.probe(&context, &mut tree).await?;
+    let Probed { mut warnings, unheard } = kit.probe(&context, &mut tree).await?;
     warnings.splice(0..0, kit.resolved.plan.warnings.iter().cloned());
     let mut layers = Vec::new();
     for (at, layer) in kit.layers.iter().enumerate() {
         let mut described = describe(layer).await?;
-        let listing = match layer.cheap_listing().await {
+        // Who did not answer just now would only be waited for again, for each layer.
+        let listed = if unheard.contains(&at) { Ok(None) } else { layer.cheap_listing().await };
+        let listing = match listed {
             Err(error) if error.is_refusal() => return Err(error.into()),
             Ok(listing) => listing,
             // The probe has warned of a layer that can't be read.

@@ -69,7 +69,7 @@ impl Ls {
         if unverified {
             kits::list_unverified(&kit, &mut tree, &self.path).await?;
         } else {
-            output::say_all("warning", kit.probe(&context, &mut tree).await?);
+            output::say_all("warning", kit.probe(&context, &mut tree).await?.warnings);
         }
         let fs = kits::look(kit, context, tree);
         // Targets of links are in verified listings only.

@@ -246,7 +246,7 @@ impl Mount {
         let kit = Kit::open(&context, resolved);
         step(Step::Named(&format!("reading the beginning of {} layers", kit.layers.len())));
         let mut tree = kit.skeleton();
-        let warnings = kit.probe(&context, &mut tree).await?;
+        let warnings = kit.probe(&context, &mut tree).await?.warnings;
         for warning in kit.resolved.plan.warnings.iter().chain(&warnings) {
             tracing::warn!("{warning}");
         }

@@ -59,7 +59,7 @@ pub(super) struct KitOfChain {
 pub(super) struct LastKnown {
     /// When the registry said so; nobody knows it of what kit's storage holds.
     seen: Option<String>,
-    /// How long that was ago when the tag was followed.
+    /// How long that was ago when the tag was followed; nobody knows it of what is yet to come by this machine's clock.
     age_seconds: Option<u64>,
     why: String,
     cause: Option<String>,

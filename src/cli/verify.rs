@@ -175,6 +175,7 @@ async fn audit(context: &Context, kit: &Kit, group: Vec<usize>) -> Vec<(usize, F
         let layer = &kit.layers[at].layer;
         match &audited {
             Err(NotAudited { error, found }) => {
+                kit.note_failure(first, error);
                 let mut problem = unread(error);
                 if let (Some(named), Some(found)) = (named.first(), found) {
                     problem.said.extend(where_false(context, kit, &kit.layers[at], named, found.clone()).await);

@@ -1,6 +1,6 @@
 //! An opened kit: its plan and its layers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -23,6 +23,15 @@ pub struct Kit {
     pub layers: Vec<Arc<LayerFetch>>,
 }
 
+/// What the first reads of a kit's layers came to.
+#[derive(Debug, Default)]
+pub struct Probed {
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// Layers, by position, whose source does not answer.
+    pub unheard: BTreeSet<usize>,
+}
+
 impl Kit {
     /// Opens what was resolved. Nothing is fetched.
     pub fn open(context: &Context, resolved: Resolved) -> Self {
@@ -41,10 +50,18 @@ impl Kit {
         Tree::new(&self.resolved.digest, roots, kitfile)
     }
 
+    /// For a command that is to end: notes why something of a layer could not be had. Where that was a registry that does
+    /// not answer, the other layers from there don't wait for it once more.
+    pub fn note_failure(&self, layer: &LayerFetch, error: &FetchError) {
+        if error.is_unreachable() {
+            self.layers.iter().filter(|other| other.layer.kit == layer.layer.kit).for_each(|other| other.hurry());
+        }
+    }
+
     /// Asks every layer what its root is, all at once, all within the metadata deadline, and not for long where a source
-    /// does not answer. A layer that can't be asked is a warning: the rest of the kit is still of use. A layer that can't be part of a kit, or two that claim one
-    /// file, is an error: `kit unpack` refuses them too.
-    pub async fn probe(&self, context: &Context, tree: &mut Tree) -> Result<Vec<String>, FetchError> {
+    /// does not answer. A layer that can't be asked is a warning: the rest of the kit is still of use. A layer that can't
+    /// be part of a kit, or two that claim one file, is an error: `kit unpack` refuses them too.
+    pub async fn probe(&self, context: &Context, tree: &mut Tree) -> Result<Probed, FetchError> {
         let patience = context.limits.meta_timeout;
         let deadline = tokio::time::Instant::now() + patience;
         let asked = self.layers.iter().enumerate().map(|(at, layer)| async move {
@@ -79,7 +96,8 @@ impl Kit {
         }
         warnings.extend(unheard.iter().filter_map(|(kit, all)| self.unheard(*kit, all)));
         warnings.extend(self.layers.iter().filter_map(|layer| layer.unusable_index().map(str::to_owned)));
-        Ok(warnings)
+        let unheard = unheard.into_values().flatten().map(|(at, _)| at).collect();
+        Ok(Probed { warnings, unheard })
     }
 
     /// One warning for all layers of a repository that does not answer.

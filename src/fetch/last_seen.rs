@@ -11,7 +11,7 @@ use crate::units::{format_duration, timestamp};
 pub struct LastSeen {
     /// When the registry said so, in seconds since the epoch; not known of what kit's storage holds.
     pub seen: Option<u64>,
-    /// How long that was ago when the tag was followed.
+    /// How long that was ago when the tag was followed; not known either where this machine's clock says it was not yet.
     pub age: Option<Duration>,
     /// Why the registry was not asked.
     pub why: Why,
@@ -41,7 +41,7 @@ impl LastSeen {
     /// What stands in for an answer that failed with `error`.
     pub(super) fn new(seen: Option<u64>, error: &FetchError) -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let age = seen.map(|seen| Duration::from_secs(now.saturating_sub(seen)));
+        let age = seen.and_then(|seen| now.checked_sub(seen)).map(Duration::from_secs);
         let cause = error.why_unreachable();
         let why = if error.is_offline() { Why::Offline } else { Why::Unreachable };
         Self { seen, age, why, cause }
@@ -57,13 +57,17 @@ impl LastSeen {
 
     /// The digest in words, without itself.
     pub(super) fn digest(&self) -> String {
+        let at = |seen: u64| timestamp(i64::try_from(seen).unwrap_or(i64::MAX));
         match (self.seen, self.age) {
             (Some(seen), Some(age)) => {
-                let at = timestamp(i64::try_from(seen).unwrap_or(i64::MAX));
                 // The clock of the note ticks in seconds.
-                format!("the digest it had at {at}, {} before", format_duration(age.max(Duration::from_secs(1))))
+                let age = format_duration(age.max(Duration::from_secs(1)));
+                format!("the digest it had at {}, {age} before", at(seen))
             }
-            _ => "the digest in kit's storage, whose age is not known".to_owned(),
+            (Some(seen), None) => {
+                format!("the digest it had at {}, which is yet to come by this machine's clock", at(seen))
+            }
+            (None, _) => "the digest in kit's storage, whose age is not known".to_owned(),
         }
     }
 }
@@ -100,9 +104,11 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_set_back_makes_no_age_below_zero() {
+    fn a_note_from_the_future_has_no_age_and_is_told_as_what_it_is() {
         let silent = FetchError::Timeout { what: "tag".to_owned(), after: Duration::from_secs(10), cause: None };
-        let known = LastSeen::new(Some(u64::MAX), &silent);
-        assert_eq!((known.age, known.cause.as_deref()), (Some(Duration::ZERO), Some("no answer within 10.0s")));
+        let known = LastSeen::new(Some(4_102_444_800), &silent);
+        assert_eq!((known.age, known.cause.as_deref()), (None, Some("no answer within 10.0s")));
+        let told = "took the digest it had at 2100-01-01T00:00:00Z, which is yet to come by this machine's clock";
+        assert!(known.to_string().ends_with(told), "{known}");
     }
 }

@@ -49,7 +49,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
 pub use error::{ArchiveError, BadIndex, FetchError};
-pub use kit::Kit;
+pub use kit::{Kit, Probed};
 pub use last_seen::{LastSeen, Why};
 pub use layer::{LayerFetch, Pace, Tier};
 pub use named::Named;

@@ -36,8 +36,9 @@ pub async fn pull(kit: &Kit) -> Vec<Pulled> {
         let _place = places.acquire().await;
         let before = layer.fetched();
         let error = layer.complete(Pace::Now).await.err();
-        if error.as_ref().is_some_and(FetchError::is_unreachable) {
+        if let Some(error) = error.as_ref().filter(|error| error.is_unreachable()) {
             // Where the registry is gone, each few layers would wait out the deadline: the others try now, all at once.
+            kit.note_failure(layer, error);
             places.add_permits(kit.layers.len());
         }
         Pulled { fetched: layer.fetched() - before, error }

@@ -162,6 +162,8 @@ pub struct LayerFetch {
     ahead: Arc<Semaphore>,
     /// Whether no source serves ranges, so that the layer can only be had whole.
     only_whole: AtomicBool,
+    /// Whether a host that is away is not worth the deadline any more.
+    hurried: AtomicBool,
     /// What is still to be read of an attested layer.
     unread: Unread,
 }
@@ -194,6 +196,7 @@ impl LayerFetch {
             permits: Arc::new(Semaphore::new(context.limits.concurrency.max(1))),
             ahead: Arc::new(Semaphore::new((context.limits.concurrency / 2).max(1))),
             only_whole: AtomicBool::new(false),
+            hurried: AtomicBool::new(false),
             unread: Unread::default(),
             layer,
             context,
@@ -298,7 +301,7 @@ impl LayerFetch {
     /// the index that is named for the layer, from the cache or the network. One that is missing or invalid is noted,
     /// and the layer is provisional; a source that can't be reached is an error, and the next to ask tries again.
     pub async fn look_for_index(self: &Arc<Self>) -> Result<Option<Known>, FetchError> {
-        self.look(Persistence::UntilDeadline).await
+        self.look(self.persistence()).await
     }
 
     /// The same for who can do without where the source does not answer.
@@ -388,6 +391,15 @@ impl LayerFetch {
         }
     }
 
+    /// From now on waits for no host that is away: somebody has waited for it in vain.
+    pub fn hurry(&self) {
+        self.hurried.store(true, Ordering::Relaxed);
+    }
+
+    fn persistence(&self) -> Persistence {
+        if self.hurried.load(Ordering::Relaxed) { Persistence::UnlessAway } else { Persistence::UntilDeadline }
+    }
+
     /// The transfers that may still be tried, best source first, with the positions of their sources.
     fn transfers(&self) -> Vec<(usize, Transfer)> {
         let blob = BlobId { digest: self.layer.digest, size: self.layer.size };
@@ -398,7 +410,7 @@ impl LayerFetch {
             blob,
             limits: self.context.limits.clone(),
             received: self.progress.clone(),
-            persistence: Persistence::UntilDeadline,
+            persistence: self.persistence(),
             fetched: self.fetched.clone(),
         };
         usable.map(|(at, source)| (at, transfer(source))).collect()
