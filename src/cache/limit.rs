@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use super::room::{CHUNK, Disk, Full, Growth, Looking, Room};
 use super::usage::Item;
 use super::{Cache, CacheError};
+use crate::report::chain;
 use crate::units::format_size;
 
 /// Eviction begins when the cache holds so much of its limit, in percent. Eight processes that count at the same time and
@@ -184,7 +185,8 @@ impl Cache {
         room.stop();
         let counted = self.count_and_evict(bytes, disk, disk_is_full.is_some()).map_err(|error| match error {
             CacheError::Full { why, .. } => room.fill(Full::by_disk(why), began),
-            other => other,
+            // A file in the way of a count is no reason for a reader to fail.
+            other => room.fill(Full::by_limit(format!("what it holds can't be told: {}", chain(&other))), began),
         });
         let Some((held, marks)) = counted? else {
             room.has_room_again();

@@ -380,8 +380,8 @@ impl LayerFetch {
 
     /// Why bytes that were fetched are not there.
     async fn not_kept(&self, bytes: u64) -> Result<FetchError, FetchError> {
-        let full = self.blocking(|cache| Ok((cache.root().to_owned(), cache.fullness()))).await?;
-        Ok(match full {
+        let (path, full) = self.blocking(|cache| Ok((cache.root().to_owned(), cache.fullness()))).await?;
+        Ok(match (path, full.or_else(|| self.unstaged())) {
             (path, Some(why)) => CacheError::Full { path, why }.into(),
             (_, None) => FetchError::NotKept { layer: self.layer.digest, bytes },
         })
