@@ -299,17 +299,26 @@ impl Mount {
         };
         drop(background);
         yielding.abort();
-        // What was in use counts against the limit, and may be evicted now.
-        let kept = tokio::task::spawn_blocking(move || cache_of_mount.keep_limit()).await;
-        if let Ok(Err(error)) = kept {
-            tracing::debug!(%error, "what is above the limit is left to the next who writes");
-        }
+        keep_limit(cache_of_mount).await;
         match left {
             Left::Unmounted | Left::Signal => tracing::info!("left"),
             Left::Aborted => tracing::warn!("the connection was aborted; the mount is detached"),
             Left::SignalWhileBusy => tracing::warn!("left while files were open; reading them fails from now on"),
         }
         Ok(())
+    }
+}
+
+/// Evicts what is above the limit now that nothing of the mount is in use any more. What takes long is left to the next
+/// who writes: a process that serves nothing should be gone.
+async fn keep_limit(cache: Arc<Cache>) {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let (tell, done) = tokio::sync::oneshot::channel();
+    // A thread that ends with the process, wherever it is: eviction can be ended at any moment.
+    let evicting =
+        std::thread::Builder::new().name("evict".to_owned()).spawn(move || drop(tell.send(cache.keep_limit())));
+    if evicting.is_ok() && !matches!(tokio::time::timeout(PATIENCE, done).await, Ok(Ok(Ok(())))) {
+        tracing::debug!("what is above the limit is left to the next who writes");
     }
 }
 
