@@ -184,6 +184,7 @@ fn kill_9_at_200_moments_of_mounts_pulls_evictions_and_collections_leaves_a_cach
     // What the commands know of is all that is there.
     let listed: Value = serde_json::from_str(&kitfs.ok(&["cache", "ls", "--json"])).expect("JSON");
     assert_eq!(listed["bytes"].as_u64(), Some(disk_usage(&kitfs.cache())), "{listed}");
+    assert_eq!((&listed["leftovers"]["bytes"], &listed["areas"]["temporary"]), (&0.into(), &Value::Null), "{listed}");
     for kit in &kits {
         let mount = kitfs.mount(&kit.served.reference, &[]);
         for (path, bytes) in &kit.files {
