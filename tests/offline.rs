@@ -143,9 +143,11 @@ fn a_complete_kit_is_served_without_its_registry_and_says_how_old_its_tag_is() {
     assert!(shown.contains("no registry is asked"), "{shown}");
     drop(offline);
 
-    for command in [&["resolve", "--json"][..], &["inspect", "--json"], &["mount", "--dry-run", "--json"]] {
+    let commands = [&["resolve"][..], &["inspect"], &["ls"], &["pull"], &["mount", "--dry-run"]];
+    for command in commands {
         for (options, why) in [(&[][..], "the registry can't be reached"), (&["--offline"], "offline")] {
-            let known = json_of(&kitfs, &[command, options, &[&kit.reference]].concat())["last_known"].clone();
+            let known =
+                json_of(&kitfs, &[command, options, &["--json", &kit.reference]].concat())["last_known"].clone();
             is_old(&known);
             assert_eq!(known["why"], why, "{command:?}");
             assert_eq!(known["cause"].is_null(), why == "offline", "{known}");

@@ -243,6 +243,15 @@ fn waiting_returns_when_all_is_here() {
 }
 
 #[test]
+fn what_was_waited_for_is_told_as_it_is_proved_then() {
+    let server = FaultServer::empty("team/kit");
+    let kit = kit(&server, KitBuilder::new());
+    let kitfs = Kitfs::new();
+    let mount = kitfs.mount(&kit.reference, &["--prefetch", "all", "--wait"]);
+    assert!(mount.said.contains("derived") && !mount.said.contains("provisional"), "{}", mount.said);
+}
+
+#[test]
 fn waiting_for_what_has_no_end_is_wrong_use() {
     let kitfs = Kitfs::new();
     for options in

@@ -290,7 +290,8 @@ impl Mount {
                 prefetched(&fs, |report| step(Step::Prefetch(report))).await;
             }
             let prefetch = fs.prefetch().map(|prefetch| prefetch.report(fs.kit()));
-            ready(&Served { prefetch, ..Served::clone(&served) });
+            // What was waited for may have proved more than was known before.
+            ready(&Served { prefetch, trust: fs.kit().tier(), ..Served::clone(&served) });
             std::future::pending().await
         };
         let left = tokio::select! {
