@@ -408,7 +408,8 @@ fn where_one_source_is_false_the_next_one_is_copied() {
     std::fs::write(&file, bytes).expect("damaged");
     as_json(&kitfs, &[&reference, &server.reference("v1")]);
     let sent = server.requests_to(layer).iter().filter(|request| request.method == "PUT").count();
-    assert_eq!((sent, server.holds(&layer)), (2, true), "false, then true");
+    // The false one may be given up before the server has seen it.
+    assert!((1..=2).contains(&sent) && server.holds(&layer), "false, then true: {sent}");
 }
 
 #[test]
