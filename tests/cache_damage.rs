@@ -136,6 +136,33 @@ fn a_damaged_chunk_of_a_partial_file_is_fetched_again_and_no_other() {
 }
 
 #[test]
+fn what_others_read_just_now_is_hashed_again_for_who_opens_it_then() {
+    let server = FaultServer::empty("team/kit");
+    let kit = kit(&server, "tar", true);
+    let kitfs = Kitfs::new();
+    let mount = kitfs.mount(&kit.reference, &["--recheck"]);
+    let bytes = &files()[0].1;
+    let read = |file: &fs::File, chunk: usize| {
+        let mut buffer = vec![0; 4096];
+        file.read_exact_at(&mut buffer, (chunk * CHUNK) as u64).expect("reads");
+        assert!(buffer == bytes[chunk * CHUNK..chunk * CHUNK + 4096], "chunk {chunk}");
+    };
+    let first = mount.open_direct("w/big.bin");
+    read(&first, 4);
+    let gate = server.hold(kit.layers[0], 0);
+    std::thread::scope(|scope| {
+        // Has the partial file in use.
+        scope.spawn(|| read(&first, 0));
+        gate.wait_until_reached_by(1);
+        let partial = kitfs.cached_files("partial").into_iter().find(|path| path.extension().is_none());
+        flip(&partial.expect("a partial file"), (4 * CHUNK) as u64);
+        let second = scope.spawn(|| read(&mount.open_direct("w/big.bin"), 4));
+        eventually("a second request or a wrong byte", || gate.reached() > 1 || second.is_finished());
+        gate.release();
+    });
+}
+
+#[test]
 fn damaged_indexes_and_documents_are_made_again_without_a_recheck() {
     for indexed in [false, true] {
         let server = FaultServer::empty("team/kit");

@@ -65,6 +65,12 @@ impl OpenFiles {
         self.files().get(object).and_then(Weak::upgrade)
     }
 
+    /// Whoever wants this content next opens its file anew, and hashes what is in it: who has it now knows of bytes that
+    /// were right once. They go on with it.
+    pub fn let_go(&self, object: &ObjectDigest) {
+        self.files().remove(object);
+    }
+
     /// The file of this content.
     pub fn get_or_open(&self, cache: &Arc<Cache>, list: ChunkList<Bytes>) -> Arc<Chunked> {
         let mut files = self.files();

@@ -25,12 +25,18 @@ struct Inner {
     contents: LruCache<At, Content>,
     /// How often each file is open.
     handles: HashMap<At, u64>,
+    /// How often something was forgotten.
+    forgotten: u64,
 }
+
+/// A moment between two times that something is forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Moment(u64);
 
 impl AtHand {
     pub(super) fn new() -> Self {
         let most = NonZeroUsize::new(share(MOST)).unwrap_or(NonZeroUsize::MIN);
-        Self(Mutex::new(Inner { contents: LruCache::new(most), handles: HashMap::new() }))
+        Self(Mutex::new(Inner { contents: LruCache::new(most), handles: HashMap::new(), forgotten: 0 }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -56,14 +62,20 @@ impl AtHand {
         inner.contents.pop(&at)
     }
 
-    /// The content of a file, if it is at hand.
-    pub(super) fn get(&self, at: At) -> Option<Content> {
-        self.lock().contents.get(&at).cloned()
+    /// The content of a file, if it is at hand, and when that was.
+    pub(super) fn get(&self, at: At) -> (Option<Content>, Moment) {
+        let mut inner = self.lock();
+        let moment = Moment(inner.forgotten);
+        (inner.contents.get(&at).cloned(), moment)
     }
 
-    /// Keeps the content of a file.
-    pub(super) fn put(&self, at: At, content: Content) {
+    /// Keeps the content of a file, which was not at hand at that moment; not if something was forgotten since, as that
+    /// may have been this.
+    pub(super) fn put(&self, at: At, content: Content, moment: Moment) {
         let mut inner = self.lock();
+        if moment != Moment(inner.forgotten) {
+            return;
+        }
         let let_go = inner.contents.push(at, content);
         drop(inner);
         drop(let_go);
@@ -71,7 +83,10 @@ impl AtHand {
 
     /// Lets the content of a file go: it is to be had in another way.
     pub(super) fn forget(&self, at: At) {
-        let let_go = self.lock().contents.pop(&at);
+        let mut inner = self.lock();
+        inner.forgotten += 1;
+        let let_go = inner.contents.pop(&at);
+        drop(inner);
         drop(let_go);
     }
 }
@@ -93,10 +108,15 @@ mod tests {
         let file = OpenFiles::default().get_or_open(&cache, list);
         let (files, at) = (AtHand::new(), (0, 7));
         assert!(!files.opened(at));
-        files.put(at, Content::Chunked(file.clone()));
+        let (_, moment) = files.get(at);
+        files.put(at, Content::Chunked(file.clone()), moment);
         assert!(files.opened(at), "the second reader finds it");
-        assert!(files.released(at).is_none() && files.get(at).is_some());
-        assert!(files.released(at).is_some() && files.get(at).is_none());
+        assert!(files.released(at).is_none() && files.get(at).0.is_some());
+        assert!(files.released(at).is_some() && files.get(at).0.is_none());
+        let (_, moment) = files.get(at);
+        files.forget(at);
+        files.put(at, Content::Chunked(file.clone()), moment);
+        assert!(files.get(at).0.is_none(), "it was opened before it was forgotten");
         assert_eq!(Arc::strong_count(&file), 1, "nobody holds it any more");
     }
 }

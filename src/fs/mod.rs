@@ -296,6 +296,7 @@ impl Fs {
                 if recheck {
                     // Whoever reads it next opens it anew, and that hashes it.
                     self.at_hand.forget((at, entry));
+                    layer.look_anew(entry as usize);
                 } else if !is_at_hand {
                     layer.prepare(entry as usize);
                 }
@@ -348,11 +349,12 @@ impl Fs {
         layer.check_poison()?;
         let range = offset..offset + len as u64;
         loop {
-            let content = match self.at_hand.get(at) {
+            let (at_hand, moment) = self.at_hand.get(at);
+            let content = match at_hand {
                 Some(content) => content,
                 None => match layer.content(row, range.end).await? {
                     RowContent::Verified(content) => {
-                        self.at_hand.put(at, content.clone());
+                        self.at_hand.put(at, content.clone(), moment);
                         content
                     }
                     RowContent::Staged(path) => match staged(path).await? {

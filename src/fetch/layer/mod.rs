@@ -270,6 +270,13 @@ impl LayerFetch {
         self.known()?.head().row(row)?.object()
     }
 
+    /// Whoever reads a row next looks at what the cache has of it anew.
+    pub fn look_anew(&self, row: usize) {
+        if let Some(object) = self.object_of(row) {
+            self.context.files.let_go(&object);
+        }
+    }
+
     /// Whether a row's content is in the cache, all of it.
     pub async fn is_cached(&self, row: usize) -> Result<bool, FetchError> {
         let Some(known) = self.known() else { return Ok(false) };
