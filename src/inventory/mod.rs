@@ -9,7 +9,7 @@
 //! - `layers`: what a layer holds, from whatever index of it is here.
 //! - `policy`: what eviction has to know.
 //! - `sizes`: what contents take, be they here or not.
-//! - [`places`]: where in which kits an object is.
+//! - [`mod@places`]: where in which kits an object is.
 
 mod holders;
 mod layers;
