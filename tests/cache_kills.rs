@@ -178,7 +178,7 @@ fn kill_9_at_200_moments_of_mounts_pulls_evictions_and_collections_leaves_a_cach
     assert!(!kitfs.logs().contains("panicked"), "{}", kitfs.logs());
     kitfs.assert_cache_is_true(b"");
 
-    let found: Value = serde_json::from_str(&kitfs.ok(&["cache", "verify", "--json"])).expect("JSON");
+    let found: Value = serde_json::from_slice(&kitfs.run(&["cache", "verify", "--json"]).stdout).expect("JSON");
     assert_eq!(found["damaged"].as_array().map(Vec::len), Some(0), "{found}");
     kitfs.ok(&["cache", "gc"]);
     // What the commands know of is all that is there.

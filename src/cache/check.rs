@@ -282,6 +282,10 @@ impl Cache {
         let Some(list) = beside.or_else(|| lists(name)).filter(|list| list.object() == *name) else {
             return Ok(Health::Unknown);
         };
+        if len == 0 {
+            // Whoever made it was killed before it got its size. Nothing is in it that could count.
+            return Ok(Health::Right);
+        }
         if len != list.size() {
             // Who makes it gives it its size next.
             let is_held = !is_free(file);

@@ -311,3 +311,15 @@ fn something_in_the_place_of_a_lock_makes_nobody_wait_and_is_set_aside() {
         cache.evict_to(0, false).expect("evicts");
     }
 }
+
+#[test]
+fn a_partial_file_whose_maker_was_killed_before_it_had_its_size_is_no_damage() {
+    let (_dir, cache) = full();
+    let partial =
+        cache.items().expect("lists").into_iter().find(|item| item.what() == "partial").expect("a partial file");
+    File::options().write(true).open(partial.path()).expect("opens").set_len(0).expect("empties");
+    let list = |_: &ObjectDigest| Some(list_of(&content()));
+    assert_eq!(cache.check(&partial, &list, &|_| ()).expect("checks"), Health::Right);
+    let file = cache.partial(list_of(&content()));
+    assert!(file.look(&cache, 0).expect("looks").is_none());
+}
