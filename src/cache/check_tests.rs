@@ -4,11 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proptest::prelude::*;
 
 use super::*;
+use crate::cache::testing::{CHUNK, chunk, list_of};
 use crate::cache::{KitRecord, Settings};
 use crate::digest::Unverified;
-use crate::object::VerifiedChunk;
-
-const CHUNK: usize = CHUNK_SIZE as usize;
 
 fn none(_: &ObjectDigest) -> Option<ChunkList<Bytes>> {
     None
@@ -16,18 +14,6 @@ fn none(_: &ObjectDigest) -> Option<ChunkList<Bytes>> {
 
 fn content() -> Vec<u8> {
     (0..2 * CHUNK + 700).map(|at| (at / 7 % 250) as u8 + 1).collect()
-}
-
-fn list_of(content: &[u8]) -> ChunkList<Bytes> {
-    let digests: Vec<u8> = content.chunks(CHUNK).flat_map(|chunk| *Digest::of(chunk).as_bytes()).collect();
-    ChunkList::new(content.len() as u64, Bytes::from(digests)).expect("as many digests as chunks")
-}
-
-fn chunk(content: &[u8], number: u64) -> VerifiedChunk {
-    let list = list_of(content);
-    let range = list.range(number).expect("a chunk");
-    let bytes = content[range.start as usize..range.end as usize].to_vec();
-    list.verify(number, Unverified::new(bytes)).expect("the list has it").expect("its bytes")
 }
 
 /// A cache with one file of each kind: an object, a partial file without its middle chunk, and its list.

@@ -2,22 +2,8 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _, chown, symlink};
 use std::time::{Duration, SystemTime};
 
 use super::*;
+use crate::cache::testing::{CHUNK, chunk, list_of};
 use crate::cache::{Cache, Settings};
-use crate::object::CHUNK_SIZE;
-
-const CHUNK: usize = CHUNK_SIZE as usize;
-
-fn list_of(content: &[u8]) -> ChunkList<Bytes> {
-    let digests: Vec<u8> = content.chunks(CHUNK).flat_map(|chunk| *Digest::of(chunk).as_bytes()).collect();
-    ChunkList::new(content.len() as u64, Bytes::from(digests)).expect("as many digests as chunks")
-}
-
-fn chunk(content: &[u8], number: u64) -> VerifiedChunk {
-    let list = list_of(content);
-    let range = list.range(number).expect("a chunk");
-    let bytes = content[range.start as usize..range.end as usize].to_vec();
-    list.verify(number, Unverified::new(bytes)).expect("the list has it").expect("its bytes")
-}
 
 fn fill(cache: &Cache, content: &[u8], chunks: std::ops::Range<u64>) {
     let partial = cache.partial(list_of(content));

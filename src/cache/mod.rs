@@ -50,6 +50,8 @@ pub mod resume;
 mod room;
 mod small;
 pub mod staging;
+#[cfg(test)]
+mod testing;
 pub mod usage;
 
 use std::collections::HashMap;

@@ -1,29 +1,13 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 
-use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::digest::Digest;
-use crate::object::CHUNK_SIZE;
-
-const CHUNK: usize = CHUNK_SIZE as usize;
+use crate::cache::testing::{CHUNK, chunk, list_of};
 
 fn content(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at / 3 % 251) as u8 | 1).collect()
-}
-
-fn list_of(content: &[u8]) -> ChunkList<Bytes> {
-    let digests: Vec<u8> = content.chunks(CHUNK).flat_map(|chunk| *Digest::of(chunk).as_bytes()).collect();
-    ChunkList::new(content.len() as u64, Bytes::from(digests)).expect("as many digests as chunks")
-}
-
-fn chunk(content: &[u8], number: u64) -> VerifiedChunk {
-    let list = list_of(content);
-    let range = list.range(number).expect("a chunk");
-    let bytes = content[range.start as usize..range.end as usize].to_vec();
-    list.verify(number, Unverified::new(bytes)).expect("the list has it").expect("its bytes")
 }
 
 fn cache() -> (tempfile::TempDir, Cache) {
