@@ -141,6 +141,9 @@ pub(super) struct FetchArgs {
     /// What a compressed layer may inflate to [default: 1 GiB or 64 times its size]
     #[arg(long, env = "KITFS_MAX_INFLATED", value_name = "SIZE", value_parser = units::parse_size)]
     max_inflated: Option<u64>,
+    /// What content on its way from the registry may take of memory
+    #[arg(long, env = "KITFS_MEMORY", value_name = "SIZE", default_value = "256MiB", value_parser = parse_memory)]
+    memory: u64,
 }
 
 /// How the result is shown.
@@ -278,6 +281,7 @@ impl FetchArgs {
             meta_timeout: self.meta_timeout,
             concurrency: connection.concurrency,
             max_inflated: self.max_inflated,
+            memory: self.memory,
         };
         Ok(Context::new(Arc::new(self.cache()?), limits, verify))
     }
@@ -350,6 +354,13 @@ impl LookVerifyArgs {
     pub(super) fn is_none(&self) -> bool {
         self.verify == LookVerify::None
     }
+}
+
+fn parse_memory(text: &str) -> Result<u64, String> {
+    /// Four requests of 4 MiB, and what is hashed and answered meanwhile.
+    const LEAST: u64 = 32 << 20;
+    let size = units::parse_size(text).map_err(|error| error.to_string())?;
+    if size < LEAST { Err(format!("expected at least {}", units::format_size(LEAST))) } else { Ok(size) }
 }
 
 fn parse_concurrency(text: &str) -> Result<usize, String> {

@@ -14,6 +14,7 @@
 //! - [`requests`]: getting the chunks that are missing; [`ahead`]: which ones before they are asked for.
 //! - [`sequence`]: getting them from a layer that can only be read from its start on.
 //! - `staged`: what a fill has written so far, for `--verify=stream`.
+//! - [`memory`]: what all of this may hold at once.
 //! - [`mod@pull`]: all of a kit in the cache, to stay there if that is wanted.
 //! - [`transfer`]: ranges with retries, and an ordered stream of several ranges in flight.
 //!
@@ -29,6 +30,7 @@ pub mod kit;
 mod last_seen;
 pub mod layer;
 pub mod listing;
+pub mod memory;
 pub mod named;
 pub mod open_files;
 pub mod pass;
@@ -52,6 +54,7 @@ pub use error::{ArchiveError, BadIndex, FetchError};
 pub use kit::{Kit, Probed};
 pub use last_seen::{LastSeen, Why};
 pub use layer::{LayerFetch, Pace, Tier};
+use memory::Memory;
 pub use named::Named;
 use open_files::OpenFiles;
 pub use repositories::RepositoryPattern;
@@ -71,6 +74,8 @@ pub struct Limits {
     pub concurrency: usize,
     /// The most bytes that a compressed layer may inflate to; `None` stands for max(1 GiB, 64 × its size).
     pub max_inflated: Option<u64>,
+    /// What content on its way may take of memory, in bytes, for all layers together.
+    pub memory: u64,
 }
 
 impl Default for Limits {
@@ -81,6 +86,7 @@ impl Default for Limits {
             // kit's own default for --concurrency.
             concurrency: 5,
             max_inflated: None,
+            memory: 256 << 20,
         }
     }
 }
@@ -108,6 +114,8 @@ pub struct Context {
     pub limits: Limits,
     /// What may be served before a digest held.
     pub verify: Verify,
+    /// What content on its way may take of memory.
+    pub memory: Arc<Memory>,
     /// Layers that may be fetched whole at the same time.
     fills: Arc<Semaphore>,
     /// The same for those that nobody waits for: one, in a line of its own, so that none who waits is behind it.
@@ -127,6 +135,7 @@ impl Context {
     pub fn new(cache: Arc<Cache>, limits: Limits, verify: Verify) -> Self {
         Self {
             cache,
+            memory: Arc::new(Memory::new(limits.memory)),
             limits,
             verify,
             fills: Arc::new(Semaphore::new(FILLS)),
