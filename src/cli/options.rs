@@ -236,11 +236,11 @@ impl TrustArgs {
             ));
         }
         request.trust = match self.trust {
-            TrustMode::Index => Trust::Index,
+            TrustMode::Index => {
+                Trust::Index { referrers: self.index_digest.clone(), repositories: self.trust_index.clone() }
+            }
             TrustMode::Layer => Trust::Layer,
         };
-        request.index_digests.clone_from(&self.index_digest);
-        request.trusted_indexes.clone_from(&self.trust_index);
         Ok(())
     }
 }

@@ -141,10 +141,8 @@ pub(super) fn in_words(report: &Report) -> String {
 
 /// The kit and its parents.
 pub(super) fn kits(resolved: &Resolved) -> Vec<KitOfChain> {
-    let kit = |origin: &crate::fetch::resolve::Origin| KitOfChain {
-        repository: origin.repository.clone(),
-        digest: origin.digest,
-    };
+    let kit =
+        |origin: &crate::fetch::Origin| KitOfChain { repository: origin.repository.clone(), digest: origin.digest };
     resolved.origins.iter().map(kit).collect()
 }
 

@@ -1,6 +1,7 @@
 //! From a reference to verified content: the work between the names of a kit and the bytes of its layers.
 //!
 //! - [`resolve`](mod@resolve): reference → manifest → config → plan, with parents, all by digest.
+//! - `documents`: those that a kit is told by: asked for, hashed, kept.
 //! - `last_seen`: what a tag was, where its registry does not say what it is.
 //! - [`kit`]: an opened kit: its layers, and what is known of them.
 //! - [`layer`]: one layer: what its root is, what it holds, its content; each a single [`flight`] for all who ask.
@@ -23,6 +24,7 @@
 pub mod ahead;
 pub mod chunks;
 pub mod cut;
+mod documents;
 pub mod error;
 pub mod fill;
 pub mod flight;
@@ -50,6 +52,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 
+pub use documents::Origin;
 pub use error::{ArchiveError, BadIndex, FetchError};
 pub use kit::{Kit, Probed};
 pub use last_seen::{LastSeen, Why};

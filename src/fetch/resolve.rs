@@ -2,34 +2,23 @@
 //!
 //! Below this module there are only digests.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
-use futures_util::TryStreamExt as _;
-
+use super::documents::{Documents, Origin};
 use super::last_seen::LastSeen;
 use super::named::Named;
-use super::transfer::{ATTEMPTS, attempted};
-use super::{Context, FetchError, RepositoryPattern, Trust, record, trust};
-use crate::cache::{Cache, CacheError, LastKnown};
-use crate::digest::{Digest, Unverified, Verified};
+use super::{Context, FetchError, Trust, record, trust};
+use crate::digest::{Digest, Verified};
 use crate::modelkit::filter::Filters;
 use crate::modelkit::index::{ImageIndex, Platform};
 use crate::modelkit::kit::Kit as KitDocument;
-use crate::modelkit::manifest::{Document, MAX_CONFIG, Manifest};
+use crate::modelkit::manifest::{Document, Manifest};
 use crate::modelkit::plan::{Chain, plan};
 use crate::modelkit::{KitfileSource, Plan};
 use crate::reference::{Location, Reference};
 use crate::report::chain;
-use crate::source::{self, BlobId, Connection, KitStorage, Source, SourceError};
-
-/// Where something known stands in for a registry's answer, the registry is asked anew for so long: a dead host takes as
-/// much to be told from a far one.
-const WAIT: Duration = Duration::from_secs(5);
-/// And an answer is waited for this long: one that takes longer is of no use to who waits.
-const LAST_WAIT: Duration = Duration::from_secs(10);
+use crate::source::{self, BlobId, Connection, KitStorage, Source};
 
 /// What the user asks for.
 #[derive(Debug, Clone)]
@@ -44,24 +33,12 @@ pub struct Request {
     pub select: Option<Digest>,
     /// Whose word counts for what a layer holds.
     pub trust: Trust,
-    /// Referrers whose indexes are used.
-    pub index_digests: Vec<Digest>,
-    /// Repositories whose referrers' indexes are used.
-    pub trusted_indexes: Vec<RepositoryPattern>,
 }
 
 impl Request {
     /// A kit as a whole, and nothing but its own pins trusted.
     pub fn new(reference: Reference) -> Self {
-        Self {
-            reference,
-            filters: Filters::default(),
-            platform: None,
-            select: None,
-            trust: Trust::default(),
-            index_digests: Vec::new(),
-            trusted_indexes: Vec::new(),
-        }
+        Self { reference, filters: Filters::default(), platform: None, select: None, trust: Trust::default() }
     }
 }
 
@@ -74,17 +51,6 @@ pub struct Access {
     pub kit_home: PathBuf,
     /// Whether what a tag was when it was last seen is not enough.
     pub require_fresh: bool,
-}
-
-/// One kit of a chain: the repository it came from and where to ask for its blobs, best first.
-#[derive(Debug, Clone)]
-pub struct Origin {
-    /// `registry/repo`, `oci:DIR` or a bare name.
-    pub repository: String,
-    /// The manifest's digest.
-    pub digest: Digest,
-    /// kit's storage first, where it may hold the blobs already.
-    pub sources: Vec<Arc<dyn Source>>,
 }
 
 /// A reference that was followed to the end.
@@ -143,13 +109,12 @@ pub async fn resolve(context: &Context, access: &Access, request: &Request) -> R
         Some(KitfileSource::Rendered(bytes)) => Some(bytes.clone()),
         Some(KitfileSource::Layer { digest, size }) => {
             let blob = BlobId { digest: *digest, size: *size };
-            let bytes = resolver.blob("Kitfile", &origins[0].sources, blob).await?;
+            let bytes = resolver.documents.blob("Kitfile", &origins[0].sources, blob).await?;
             // It is served, so not from a map of the cache's file.
             Some(bytes.derive(<[u8]>::to_vec))
         }
     };
-    let named = trust::name(&resolver, &origins, &mut plan, &mut notes).await?;
-    let documents = resolver.documents.into_inner().unwrap_or_else(|held| held.into_inner());
+    let named = trust::name(&resolver.documents, &request.trust, &origins, &mut plan, &mut notes).await?;
     let resolved = Resolved {
         reference: request.reference.clone(),
         digest: origins[0].digest,
@@ -161,7 +126,7 @@ pub async fn resolve(context: &Context, access: &Access, request: &Request) -> R
         plan,
         named,
         origins,
-        documents: documents.into_iter().collect(),
+        documents: resolver.documents.into_digests(),
         notes,
         last_known: top.last_known,
     };
@@ -180,7 +145,7 @@ pub async fn resolve_digest(
     let mut notes = Vec::new();
     let pointed = resolver.pointed(reference, &mut notes).await?;
     // A digest that was typed, or that a header told, is only a claim until the manifest has been hashed.
-    let manifest = resolver.manifest(&pointed.sources, &pointed.digest).await?;
+    let manifest = resolver.documents.manifest(&pointed.sources, &pointed.digest).await?;
     if Document::parse(&manifest).is_ok() {
         resolver.remember(&pointed).await?;
     }
@@ -199,12 +164,10 @@ pub struct ResolvedDigest {
 }
 
 /// What is asked for, and how to get it.
-pub(super) struct Resolver<'a> {
-    pub(super) context: &'a Context,
-    pub(super) access: &'a Access,
-    pub(super) request: &'a Request,
-    /// What was read by digest. A mutex, as it is held to put something in.
-    documents: Mutex<BTreeSet<Digest>>,
+struct Resolver<'a> {
+    access: &'a Access,
+    request: &'a Request,
+    documents: Documents<'a>,
 }
 
 struct Found {
@@ -228,34 +191,12 @@ struct Pointed {
 }
 
 impl<'a> Resolver<'a> {
-    pub(super) fn new(context: &'a Context, access: &'a Access, request: &'a Request) -> Self {
-        Self { context, access, request, documents: Mutex::default() }
+    fn new(context: &'a Context, access: &'a Access, request: &'a Request) -> Self {
+        Self { access, request, documents: Documents::new(context) }
     }
 }
 
 impl Resolver<'_> {
-    /// Asks a source again while that may help, for as long as names may take. Where something stands in for the answer,
-    /// nobody wants to wait so long; and a host that was just found away is asked once more only if nothing does.
-    pub(super) async fn ask<T, F>(
-        &self,
-        what: &str,
-        source: &Arc<dyn Source>,
-        has_stand_in: bool,
-        ask: impl FnMut() -> F,
-    ) -> Result<T, FetchError>
-    where
-        F: Future<Output = Result<T, SourceError>>,
-    {
-        let deadline = self.context.limits.meta_timeout;
-        let (attempts, patience, deadline) = match (source.away(), has_stand_in) {
-            (Some(away), true) => return Err(FetchError::Source { what: what.to_owned(), cause: away.error }),
-            (Some(_), false) => (1, deadline, deadline.min(LAST_WAIT)),
-            (None, true) => (ATTEMPTS, deadline.min(WAIT), deadline.min(LAST_WAIT)),
-            (None, false) => (ATTEMPTS, deadline, deadline),
-        };
-        attempted(what, attempts, patience, deadline, ask).await
-    }
-
     fn sources(&self, location: &Location) -> Result<Vec<Arc<dyn Source>>, FetchError> {
         let failed = |cause| FetchError::Source { what: location.name(), cause };
         let main = source::open(location, &self.access.connection, &self.access.kit_home).map_err(failed)?;
@@ -271,7 +212,7 @@ impl Resolver<'_> {
     async fn kit(&self, reference: &Reference, notes: &mut Vec<String>) -> Result<Found, FetchError> {
         let pointed = self.pointed(reference, notes).await?;
         let (mut digest, sources) = (pointed.digest, &pointed.sources);
-        let mut manifest = self.manifest(sources, &digest).await?;
+        let mut manifest = self.documents.manifest(sources, &digest).await?;
         let mut index = None;
         let document = loop {
             match Document::parse(&manifest)? {
@@ -284,12 +225,12 @@ impl Resolver<'_> {
                     let chosen = found.select(platform.as_ref(), select)?.digest;
                     index = Some((digest, found));
                     digest = chosen;
-                    manifest = self.manifest(sources, &digest).await?;
+                    manifest = self.documents.manifest(sources, &digest).await?;
                 }
             }
         };
         let blob = BlobId { digest: document.config.digest, size: document.config.size };
-        let config = self.blob("config", sources, blob).await?;
+        let config = self.documents.blob("config", sources, blob).await?;
         let kit = KitDocument::read(digest, &document, &config)?;
         self.remember(&pointed).await?;
         let Pointed { sources, last_known, .. } = pointed;
@@ -365,7 +306,7 @@ impl Resolver<'_> {
         has_stand_in: bool,
     ) -> Result<Digest, FetchError> {
         let main = sources.last().ok_or_else(|| FetchError::Lost { what: name.to_owned() })?;
-        self.ask(name, main, has_stand_in, || main.resolve(tag)).await
+        self.documents.ask(name, main, has_stand_in, || main.resolve(tag)).await
     }
 
     /// The digest that may stand in for a registry's answer, and when the registry said so, where that is known.
@@ -379,123 +320,14 @@ impl Resolver<'_> {
         if locals.is_empty() {
             return None;
         }
-        let known = self.known(name).await?;
+        let known = self.documents.known(name).await?;
         Some((known.digest, Some(known.seen)))
-    }
-
-    /// What a name led to when it was last followed.
-    pub(super) async fn known(&self, name: &str) -> Option<LastKnown> {
-        let key = name.to_owned();
-        let known = self.context.blocking(name, move |cache| cache.known(&key)).await;
-        known.unwrap_or_else(|error| {
-            tracing::warn!(error = chain(&error), name, "what is known of it can't be read");
-            None
-        })
     }
 
     /// Remembers what a name leads to, once that was found to be a kit.
     async fn remember(&self, pointed: &Pointed) -> Result<(), FetchError> {
         let Some(name) = pointed.remember.clone() else { return Ok(()) };
         let (what, digest) = (name.clone(), pointed.digest);
-        self.keep(&what, move |cache| cache.remember(&name, &digest)).await
-    }
-
-    /// A manifest by digest: from the cache, else from the first source that has it, hashed.
-    pub(super) async fn manifest(&self, sources: &[Arc<dyn Source>], digest: &Digest) -> Result<Verified, FetchError> {
-        let what = format!("manifest {digest}");
-        let get = |source: Arc<dyn Source>| {
-            let what = what.clone();
-            async move { self.ask(&what, &source, false, || source.manifest(digest)).await }
-        };
-        self.small(&what, sources, digest, get).await
-    }
-
-    /// A small blob by digest, likewise.
-    async fn blob(&self, name: &str, sources: &[Arc<dyn Source>], blob: BlobId) -> Result<Verified, FetchError> {
-        let what = format!("{name} {}", blob.digest);
-        if blob.size > MAX_CONFIG {
-            let size = crate::units::format_size(blob.size);
-            let what = format!("{what} states a size of {size}, more than 4 MiB");
-            let source_name = sources.first().map(|source| source.name()).unwrap_or_default();
-            return Err(FetchError::Source {
-                what: name.to_owned(),
-                cause: SourceError::Protocol { source_name, what },
-            });
-        }
-        let get = |source: Arc<dyn Source>| {
-            let what = what.clone();
-            async move {
-                self.ask(&what, &source, false, || async {
-                    let mut bytes = Vec::new();
-                    if blob.size > 0 {
-                        let mut stream = source.blob(&blob, 0..blob.size).await?;
-                        while let Some(piece) = stream.try_next().await? {
-                            bytes.extend_from_slice(piece.peek());
-                        }
-                    }
-                    Ok(Unverified::new(bytes))
-                })
-                .await
-            }
-        };
-        self.small(&what, sources, &blob.digest, get).await
-    }
-
-    /// Keeps what was found for the next time. A cache that can't grow is no reason to do without it now.
-    pub(super) async fn keep(
-        &self,
-        what: &str,
-        work: impl FnOnce(&Cache) -> Result<(), CacheError> + Send + 'static,
-    ) -> Result<(), FetchError> {
-        let kept = |cache: &Cache| {
-            work(cache).unwrap_or_else(|error| {
-                error.unless_full(|error| tracing::warn!(%error, "not kept in the cache"));
-            });
-            Ok(())
-        };
-        self.context.blocking(what, kept).await
-    }
-
-    /// From the cache, else from the first source whose bytes hash right; those are kept.
-    async fn small<F>(
-        &self,
-        what: &str,
-        sources: &[Arc<dyn Source>],
-        digest: &Digest,
-        get: impl Fn(Arc<dyn Source>) -> F,
-    ) -> Result<Verified, FetchError>
-    where
-        F: Future<Output = Result<Unverified, FetchError>>,
-    {
-        let wanted = *digest;
-        let found = || {
-            self.documents.lock().unwrap_or_else(|held| held.into_inner()).insert(wanted);
-        };
-        if let Some(bytes) = self.context.blocking(what, move |cache| cache.blob(&wanted)).await? {
-            found();
-            return Ok(bytes);
-        }
-        let mut failure = FetchError::Lost { what: what.to_owned() };
-        for source in sources {
-            let bytes = match get(source.clone()).await {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    failure = error;
-                    continue;
-                }
-            };
-            match bytes.verify(digest) {
-                Ok(bytes) => {
-                    found();
-                    let kept = bytes.clone();
-                    self.keep(what, move |cache| cache.keep_blob(&wanted, &kept)).await?;
-                    return Ok(bytes);
-                }
-                Err(cause) => {
-                    failure = FetchError::Digest { what: what.to_owned(), source_name: source.name(), cause };
-                }
-            }
-        }
-        Err(failure)
+        self.documents.keep(&what, move |cache| cache.remember(&name, &digest)).await
     }
 }

@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::documents::{Documents, Origin};
 use super::last_seen::LastSeen;
 use super::named::Named;
-use super::resolve::{Origin, Resolver};
-use super::{FetchError, Tier};
+use super::{FetchError, RepositoryPattern, Tier};
 use crate::archive::index::annotations::{InvalidPin, MEDIA_TYPE, Pin};
 use crate::digest::Digest;
 use crate::modelkit::Plan;
@@ -21,13 +21,24 @@ use crate::report::chain;
 const REFERRERS: usize = 16;
 
 /// Whose word counts for what a layer holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone)]
 pub enum Trust {
     /// The manifest's, and that of the referrers that the user trusts.
-    #[default]
-    Index,
+    Index {
+        /// These themselves.
+        referrers: Vec<Digest>,
+        /// All that are in these repositories.
+        repositories: Vec<RepositoryPattern>,
+    },
     /// The layer's own digest alone.
     Layer,
+}
+
+impl Default for Trust {
+    /// The manifest's word, and no referrer's.
+    fn default() -> Self {
+        Self::Index { referrers: Vec::new(), repositories: Vec::new() }
+    }
 }
 
 /// Why a manifest is not taken for a referrer that vouches for the kit's indexes.
@@ -75,14 +86,15 @@ type Attested = BTreeMap<(usize, Digest), Pin>;
 /// Says for each layer of the plan which index is named for it, and adds what went wrong to the plan's warnings, and what
 /// is from memory to the notes.
 pub(super) async fn name(
-    resolver: &Resolver<'_>,
+    documents: &Documents<'_>,
+    trust: &Trust,
     origins: &[Origin],
     plan: &mut Plan,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Option<Named>>, FetchError> {
-    if resolver.request.trust == Trust::Layer {
+    let Trust::Index { referrers, repositories } = trust else {
         return Ok(plan.layers.iter().map(|_| None).collect());
-    }
+    };
     let mut warnings = Vec::new();
     let pinned = plan.layers.iter().map(|layer| {
         let pin = Pin::read(&layer.annotations).unwrap_or_else(|error| {
@@ -94,8 +106,8 @@ pub(super) async fn name(
     let mut named: Vec<_> = pinned.collect();
 
     let mut attested = Attested::new();
-    for digest in &resolver.request.index_digests {
-        by_digest(resolver, origins, digest, &mut attested, &mut warnings).await?;
+    for digest in referrers {
+        by_digest(documents, origins, digest, &mut attested, &mut warnings).await?;
     }
     let unnamed = |attested: &Attested| {
         let all = plan.layers.iter().zip(&named).filter(|(_, named)| named.is_none());
@@ -104,8 +116,8 @@ pub(super) async fn name(
     };
     for kit in unnamed(&attested) {
         let Some(origin) = origins.get(kit) else { continue };
-        if resolver.request.trusted_indexes.iter().any(|pattern| pattern.covers(&origin.repository)) {
-            by_rule(resolver, kit, origin, &mut attested, &mut warnings, notes).await;
+        if repositories.iter().any(|pattern| pattern.covers(&origin.repository)) {
+            by_rule(documents, kit, origin, &mut attested, &mut warnings, notes).await;
         }
     }
     for (layer, named) in plan.layers.iter().zip(&mut named) {
@@ -119,14 +131,14 @@ pub(super) async fn name(
 /// Adds what a referrer names that the user trusts by its digest. One that is not to be had is a warning, as the kit can
 /// be read without; one that is not what the user must have meant is an error.
 async fn by_digest(
-    resolver: &Resolver<'_>,
+    documents: &Documents<'_>,
     origins: &[Origin],
     digest: &Digest,
     attested: &mut Attested,
     warnings: &mut Vec<String>,
 ) -> Result<(), FetchError> {
     let sources: Vec<_> = origins.iter().flat_map(|origin| origin.sources.iter().cloned()).collect();
-    let manifest = match resolver.manifest(&sources, digest).await {
+    let manifest = match documents.manifest(&sources, digest).await {
         Ok(manifest) => manifest,
         Err(error @ (FetchError::Cache(_) | FetchError::Lost { .. })) => return Err(error),
         Err(error) => {
@@ -147,7 +159,7 @@ async fn by_digest(
 /// Adds what the first good referrer names that the kit's repository holds. Whatever fails leaves the kit without, and is a
 /// warning.
 async fn by_rule(
-    resolver: &Resolver<'_>,
+    documents: &Documents<'_>,
     kit: usize,
     origin: &Origin,
     attested: &mut Attested,
@@ -158,11 +170,11 @@ async fn by_rule(
     // Kit's storage answers always; whether somebody is away is for the last source to say, the kit's own place.
     let mut is_away = None;
     let key = format!("{}@{} {MEDIA_TYPE}", origin.repository, origin.digest);
-    let known = resolver.known(&key).await;
+    let known = documents.known(&key).await;
     for source in &origin.sources {
         let what = format!("the list of what refers to {}", origin.digest);
         let ask = || source.referrers(&origin.digest, MEDIA_TYPE);
-        let mut found = match resolver.ask(&what, source, known.is_some(), ask).await {
+        let mut found = match documents.ask(&what, source, known.is_some(), ask).await {
             Ok(found) => found,
             Err(error) => {
                 refused.push(chain(&error));
@@ -175,11 +187,11 @@ async fn by_rule(
         found.sort_unstable();
         found.dedup();
         for digest in found.iter().take(REFERRERS) {
-            match vouched(resolver, origin, digest).await {
+            match vouched(documents, origin, digest).await {
                 Ok(pins) => {
                     let digest = *digest;
                     // Without the note, the rule is of no use while the registry is away.
-                    let _ = resolver.keep(&what, move |cache| cache.remember(&key, &digest)).await;
+                    let _ = documents.keep(&what, move |cache| cache.remember(&key, &digest)).await;
                     return add(attested, kit, pins);
                 }
                 Err(why) => refused.push(why),
@@ -188,7 +200,7 @@ async fn by_rule(
     }
     // What the rule led to the last time stands in for an answer, never against one.
     if let (Some(error), Some(known)) = (is_away, known)
-        && let Ok(pins) = vouched(resolver, origin, &known.digest).await
+        && let Ok(pins) = vouched(documents, origin, &known.digest).await
     {
         let known = LastSeen::new(Some(known.seen), &error);
         notes.push(format!("what a rule trusts to name the indexes of {}: {known}", origin.repository));
@@ -198,8 +210,8 @@ async fn by_rule(
 }
 
 /// What a referrer of a kit names, or why it is not taken at its word.
-async fn vouched(resolver: &Resolver<'_>, origin: &Origin, digest: &Digest) -> Result<Vec<(Digest, Pin)>, String> {
-    let manifest = resolver.manifest(&origin.sources, digest).await.map_err(|error| chain(&error))?;
+async fn vouched(documents: &Documents<'_>, origin: &Origin, digest: &Digest) -> Result<Vec<(Digest, Pin)>, String> {
+    let manifest = documents.manifest(&origin.sources, digest).await.map_err(|error| chain(&error))?;
     let read = Referrer::parse(&manifest).map_err(BadReferrer::from).and_then(|referrer| {
         let pins = pins(&referrer)?;
         let (subject, kit) = (referrer.subject, origin.digest);

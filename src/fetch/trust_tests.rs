@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use super::*;
 use crate::cache::Cache;
 use crate::digest::Unverified;
-use crate::fetch::{Access, Context, Limits, Request, Verify};
+use crate::fetch::{Context, Limits, Verify};
 use crate::modelkit::{Layer, testing};
-use crate::source::{BlobId, ByteStream, Connection, Source, SourceError};
+use crate::source::{BlobId, ByteStream, Source, SourceError};
 
 /// A repository that is asked for manifests and referrers, and for nothing else.
 #[derive(Debug, Default)]
@@ -100,15 +100,14 @@ async fn named_in(
 ) -> (Vec<Option<u64>>, Vec<String>) {
     let cache = Arc::new(Cache::open(&dir.path().join("cache")).expect("a cache"));
     let context = Context::new(cache, Limits::default(), Verify::Strict);
-    let access = Access { connection: Connection::default(), kit_home: dir.path().to_owned(), require_fresh: false };
-    let mut request = Request::new("registry.internal/team/a:1".parse().expect("a reference"));
-    request.trusted_indexes = patterns.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
-    let resolver = Resolver::new(&context, &access, &request);
+    let repositories = patterns.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
+    let trust = Trust::Index { referrers: Vec::new(), repositories };
+    let documents = Documents::new(&context);
     let repository: Arc<dyn Source> = Arc::new(repository);
     let origin = Origin { repository: "registry.internal/team/a".to_owned(), digest: kit(), sources: vec![repository] };
     let layers = vec![layer("a", 0), layer("b", 0)];
     let mut plan = Plan { digest: kit(), kitfile: None, layers, warnings: Vec::new() };
-    let named = name(&resolver, &[origin], &mut plan, &mut Vec::new()).await.expect("named");
+    let named = name(&documents, &trust, &[origin], &mut plan, &mut Vec::new()).await.expect("named");
     let sizes = named.into_iter().map(|named| {
         let named = named?;
         assert_eq!(named.tier, Tier::Attested);
