@@ -1,6 +1,6 @@
 //! Making a layer complete in the cache, or some of its files: on the disk, under their names, not only in memory.
 //!
-//! Where an index tells the chunks of an uncompressed layer, the files that are missing are walked in the order of their
+//! Where an index tells the chunks of an uncompressed layer, the files that are missing are fetched in the order of their
 //! content, and what lies together is fetched together; through the same claims as reads go, so that a chunk that both
 //! want comes once. Else the layer is fetched whole. What is here already, chunks of half-filled files too, is not fetched.
 //!
@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use super::content::Failed;
-use super::walk::{Lists, Missing, Next, Part, Walk};
+use super::plan::{Lists, Missing, Next, Part, Planner};
 use super::{Content, Known, LayerFetch};
 use crate::archive::index::Chunks;
 use crate::cache::{Cache, CacheError, Standing};
@@ -216,7 +216,7 @@ impl LayerFetch {
         let work = Arc::new(Work::begin(self, missing.iter().map(|file| file.size).sum()));
         let lists = self.lists(known, &missing).await?;
         let most = if pace == Pace::Ahead { AHEAD } else { REQUEST };
-        let mut walk = Walk::new(self.context.clone(), known.clone(), lists, missing.clone(), work.clone(), most);
+        let mut planner = Planner::new(self.context.clone(), known.clone(), lists, missing.clone(), work.clone(), most);
         // Tasks of their own, which go on if this future does not: others may wait for what they have claimed.
         let mut groups = FuturesUnordered::<JoinHandle<Result<(), FetchError>>>::new();
         let mut outcome = Ok(());
@@ -229,8 +229,8 @@ impl LayerFetch {
                     continue;
                 }
             };
-            let (back, next) = self.off_thread(move || walk.next()).await?;
-            walk = back;
+            let (back, next) = self.off_thread(move || planner.next()).await?;
+            planner = back;
             match next {
                 Next::Parts(parts) => {
                     let (this, work) = (self.clone(), work.clone());
@@ -242,7 +242,7 @@ impl LayerFetch {
                 Next::NoRight => {
                     drop(places);
                     // Files are closed as soon as the disk has them.
-                    walk.take_right(self.context.files.next_neighbour().await);
+                    planner.take_right(self.context.files.next_neighbour().await);
                 }
                 Next::End => break,
                 Next::NoList => outcome = Err(self.lost()),

@@ -4,7 +4,7 @@
 //! - `names`: what its root is, and what it holds: without the network where the layer is known;
 //! - `content`: bytes of its files: chunk by chunk where an index proves them, else the layer is fetched whole;
 //! - `whole`: fetching it whole, and what that may contradict;
-//! - `complete`: having all of it in the cache, or some files; `walk`: which chunks that takes, in which order;
+//! - `complete`: having all of it in the cache, or some files; `plan`: which chunks each request for that gets;
 //! - `settle`: proving an attested layer once all of its chunks are here.
 //!
 //! Each kind of work is a flight, shared by all who ask. A row is one position in the listing, in the tree and in the
@@ -18,8 +18,8 @@
 mod complete;
 mod content;
 mod names;
+mod plan;
 mod settle;
-mod walk;
 mod whole;
 
 use std::collections::{HashMap, HashSet};

@@ -1,4 +1,7 @@
-//! The way through what a layer lacks: which chunks the next request gets. Blocks, as it looks for files on the disk.
+//! Planning the requests for what a layer lacks: which chunks the next one gets. Blocks, as it looks for files on the disk.
+//!
+//! Invariants: files come in the order of their content, chunks of one request lie together, and what is here already is
+//! in none. A small file that nobody asked for is opened only with a right to do so.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -68,7 +71,7 @@ impl Part {
 pub enum Next {
     /// These chunks, which lie together.
     Parts(Vec<Part>),
-    /// Nothing, before another file may be opened: see [`Walk::take_right`].
+    /// Nothing, before another file may be opened: see [`Planner::take_right`].
     NoRight,
     /// Nothing: what lies before this is not known any more.
     NoList,
@@ -76,8 +79,8 @@ pub enum Next {
     End,
 }
 
-/// A walk through files in the order of their content.
-pub struct Walk {
+/// What is planned up to now, and what is left to plan.
+pub struct Planner {
     context: Context,
     known: Known,
     lists: Lists,
@@ -97,8 +100,8 @@ struct Open {
     next: u64,
 }
 
-impl Walk {
-    /// A walk through `files`, for requests of at most so many bytes.
+impl Planner {
+    /// Plans for `files`, which are in the order of their content, and for requests of at most so many bytes.
     pub fn new(context: Context, known: Known, lists: Lists, files: Vec<Missing>, work: Arc<Work>, most: u64) -> Self {
         Self { context, known, lists, files: files.into_iter().peekable(), open: None, right: None, work, most }
     }
