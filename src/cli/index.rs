@@ -76,9 +76,9 @@ struct Written {
 impl Index {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let name = self.target()?;
-        kits::say_whose(&self.fetch, &self.connection)?;
+        kits::say_whose(&self.fetch.cache, &self.connection)?;
         let context = self.fetch.context(&self.connection, Verify::Strict)?;
-        let access = self.connection.access(&self.fetch)?;
+        let access = self.fetch.access(&self.connection)?;
         // The indexes that the kit names already are not looked at: they are made anew.
         let mut request = Request { trust: Trust::Layer, ..Request::new(self.source.clone()) };
         self.choice.apply(&mut request);

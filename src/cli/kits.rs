@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::options::{ConnectionArgs, FetchArgs, SelectionArgs, TrustArgs};
+use super::options::{CacheArgs, ConnectionArgs, FetchArgs, SelectionArgs, TrustArgs};
 use super::{Failure, output};
 use crate::fetch::listing::Listing;
 use crate::fetch::{Access, Context, FetchError, Kit, Request, Resolved, Verify};
@@ -38,7 +38,7 @@ impl KitArgs {
     pub(super) async fn resolve(&self, reference: &Reference, verify: Verify) -> Result<(Context, Resolved), Failure> {
         let filters = Filters::parse(&self.selection.filter).map_err(Failure::usage)?;
         let context = self.fetch.context(&self.connection, verify)?;
-        let access = self.connection.access(&self.fetch)?;
+        let access = self.fetch.access(&self.connection)?;
         let mut request = Request { filters, ..Request::new(reference.clone()) };
         self.selection.choice.apply(&mut request);
         self.trust.apply(&mut request)?;
@@ -48,7 +48,7 @@ impl KitArgs {
 
     /// Opens a kit for a look inside, and says what there is to note.
     pub(super) async fn open(&self, reference: &Reference, verify: Verify) -> Result<(Context, Kit), Failure> {
-        say_whose(&self.fetch, &self.connection)?;
+        say_whose(&self.fetch.cache, &self.connection)?;
         let (mut context, resolved) = self.resolve(reference, verify).await?;
         output::say_all("note", &resolved.notes);
         output::say_all("warning", &resolved.plan.warnings);
@@ -66,10 +66,10 @@ pub(super) async fn resolve(context: &Context, access: &Access, request: &Reques
 
 /// Under sudo it is root's home that counts, which surprises: says whose cache and credentials these are. For each
 /// command that uses them, once, and not for the daemon that a command starts.
-pub(super) fn say_whose(fetch: &FetchArgs, connection: &ConnectionArgs) -> Result<(), Failure> {
+pub(super) fn say_whose(cache: &CacheArgs, connection: &ConnectionArgs) -> Result<(), Failure> {
     let user = std::env::var("SUDO_USER").ok().filter(|user| user != "root");
     if let (Some(user), true) = (user, rustix::process::geteuid().is_root()) {
-        let (cache, home) = (fetch.cache_dir()?, connection.access(fetch)?.kit_home);
+        let (cache, home) = (cache.dir()?, connection.kit_home()?);
         output::say(
             "note",
             format!(

@@ -125,7 +125,7 @@ impl Mount {
         if let Some(reporter) = Reporter::attach()? {
             return self.serve_as_daemon(&reference, selection, reporter).await;
         }
-        kits::say_whose(&self.kit.fetch, &self.kit.connection)?;
+        kits::say_whose(&self.kit.fetch.cache, &self.kit.connection)?;
         if self.dry_run {
             let (context, resolved) = self.kit.resolve(&reference, self.verify.verify()).await?;
             let ownership = self.access.ownership();

@@ -113,10 +113,10 @@ pub(super) struct ConnectionArgs {
     kit_home: Option<PathBuf>,
 }
 
-/// Where verified bytes are kept, and how long is waited for them.
+/// Where verified bytes are kept.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Cache and fetching")]
-pub(super) struct FetchArgs {
+pub(super) struct CacheArgs {
     /// The cache [default: $XDG_CACHE_HOME/kitfs, else ~/.cache/kitfs]
     #[arg(long, env = "KITFS_CACHE_DIR", value_name = "DIR")]
     cache_dir: Option<PathBuf>,
@@ -126,6 +126,24 @@ pub(super) struct FetchArgs {
     /// Another cache to look into before the network: read, never written, whoever owns it; may be repeated
     #[arg(long, env = "KITFS_CACHE_LOWER", value_name = "DIR")]
     cache_lower: Vec<PathBuf>,
+}
+
+/// How long is waited for what is small.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cache and fetching")]
+pub(super) struct NameArgs {
+    /// How long names and sizes may take in total
+    #[arg(long, env = "KITFS_META_TIMEOUT", value_name = "DURATION", default_value = "30s",
+        value_parser = units::parse_duration)]
+    pub(super) meta_timeout: Duration,
+}
+
+/// How layers get into the cache and out of it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cache and fetching")]
+pub(super) struct FetchArgs {
+    #[command(flatten)]
+    pub(super) cache: CacheArgs,
     /// Hash what is in the cache again whenever it is opened
     #[arg(long, env = "KITFS_RECHECK", value_name = "true|false", action = ArgAction::Set, value_parser = BoolishValueParser::new(), num_args = 0..=1,
         require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true)]
@@ -134,10 +152,8 @@ pub(super) struct FetchArgs {
     #[arg(long, env = "KITFS_READ_TIMEOUT", value_name = "DURATION", default_value = "60s",
         value_parser = units::parse_duration)]
     read_timeout: Duration,
-    /// How long names and sizes may take in total
-    #[arg(long, env = "KITFS_META_TIMEOUT", value_name = "DURATION", default_value = "30s",
-        value_parser = units::parse_duration)]
-    meta_timeout: Duration,
+    #[command(flatten)]
+    names: NameArgs,
     /// What a compressed layer may inflate to [default: 1 GiB or 64 times its size]
     #[arg(long, env = "KITFS_MAX_INFLATED", value_name = "SIZE", value_parser = units::parse_size)]
     max_inflated: Option<u64>,
@@ -251,8 +267,13 @@ impl ConnectionArgs {
         self.offline
     }
 
-    /// How sources are reached. Paths become absolute, as credentials are read anew while a mount lives.
-    pub(super) fn access(&self, fetch: &FetchArgs) -> Result<Access, Failure> {
+    /// kit's home directory.
+    pub(super) fn kit_home(&self) -> Result<PathBuf, Failure> {
+        absolute(&source::kit_home(self.kit_home.as_deref()))
+    }
+
+    /// How sources are reached for names. Paths become absolute, as credentials are read anew while a mount lives.
+    pub(super) fn access(&self, names: &NameArgs) -> Result<Access, Failure> {
         let path = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
         let mut connection = Connection {
             plain_http: self.plain_http,
@@ -266,10 +287,8 @@ impl ConnectionArgs {
             ..Connection::default()
         };
         // A single request may not outlast what the user is willing to wait for.
-        connection.timeouts.answer = connection.timeouts.answer.min(fetch.meta_timeout);
-        connection.timeouts.stall = connection.timeouts.stall.min(fetch.read_timeout);
-        let kit_home = absolute(&source::kit_home(self.kit_home.as_deref()))?;
-        Ok(Access { connection, kit_home, require_fresh: self.require_fresh })
+        connection.timeouts.answer = connection.timeouts.answer.min(names.meta_timeout);
+        Ok(Access { connection, kit_home: self.kit_home()?, require_fresh: self.require_fresh })
     }
 }
 
@@ -278,35 +297,47 @@ impl FetchArgs {
     pub(super) fn context(&self, connection: &ConnectionArgs, verify: Verify) -> Result<Context, Failure> {
         let limits = Limits {
             read_timeout: self.read_timeout,
-            meta_timeout: self.meta_timeout,
+            meta_timeout: self.names.meta_timeout,
             concurrency: connection.concurrency,
             max_inflated: self.max_inflated,
             memory: self.memory,
         };
-        Ok(Context::new(Arc::new(self.cache()?), limits, verify))
+        let settings = Settings { recheck: self.recheck, ..self.cache.settings()? };
+        let cache = Cache::open_with(&self.cache.dir()?, settings)?;
+        Ok(Context::new(Arc::new(cache), limits, verify))
     }
 
+    /// How sources are reached, for content too.
+    pub(super) fn access(&self, connection: &ConnectionArgs) -> Result<Access, Failure> {
+        let mut access = connection.access(&self.names)?;
+        let timeouts = &mut access.connection.timeouts;
+        timeouts.stall = timeouts.stall.min(self.read_timeout);
+        Ok(access)
+    }
+}
+
+impl CacheArgs {
     /// The cache, with its limit. Blocks on the disk for a moment.
-    pub(super) fn cache(&self) -> Result<Cache, Failure> {
-        Ok(Cache::open_with(&self.cache_dir()?, self.settings()?)?)
+    pub(super) fn open(&self) -> Result<Cache, Failure> {
+        Ok(Cache::open_with(&self.dir()?, self.settings()?)?)
     }
 
     /// The same where its `format` may be damaged, to check it.
-    pub(super) fn cache_to_check(&self) -> Result<Cache, Failure> {
-        Ok(Cache::open_to_check(&self.cache_dir()?, self.settings()?)?)
+    pub(super) fn open_to_check(&self) -> Result<Cache, Failure> {
+        Ok(Cache::open_to_check(&self.dir()?, self.settings()?)?)
     }
 
     fn settings(&self) -> Result<Settings, Failure> {
         Ok(Settings {
             limit: self.cache_size.map_or(Limit::KeepFree(KEPT_FREE), Limit::Bytes),
             policy: inventory::policy(),
-            recheck: self.recheck,
+            recheck: false,
             lower: self.cache_lower.iter().map(|dir| absolute(dir)).collect::<Result<_, _>>()?,
         })
     }
 
     /// Where the cache is.
-    pub(super) fn cache_dir(&self) -> Result<PathBuf, Failure> {
+    pub(super) fn dir(&self) -> Result<PathBuf, Failure> {
         if let Some(dir) = &self.cache_dir {
             return absolute(dir);
         }

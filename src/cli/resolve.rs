@@ -1,12 +1,14 @@
 //! `kitfs resolve`: the digest behind a reference.
 
+use std::sync::Arc;
+
 use clap::Args;
 use serde_json::json;
 
-use super::options::{ConnectionArgs, FetchArgs, JsonArgs};
+use super::options::{CacheArgs, ConnectionArgs, JsonArgs, NameArgs};
 use super::output::{self, Output};
 use super::{Failure, kits, served};
-use crate::fetch::Verify;
+use crate::fetch::{Context, Limits, Verify};
 use crate::reference::Reference;
 
 /// Prints the digest that a reference stands for now
@@ -26,7 +28,9 @@ pub(super) struct Resolve {
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
-    fetch: FetchArgs,
+    cache: CacheArgs,
+    #[command(flatten)]
+    names: NameArgs,
     #[command(flatten)]
     connection: ConnectionArgs,
     #[command(flatten)]
@@ -35,9 +39,10 @@ pub(super) struct Resolve {
 
 impl Resolve {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        kits::say_whose(&self.fetch, &self.connection)?;
-        let context = self.fetch.context(&self.connection, Verify::Strict)?;
-        let access = self.connection.access(&self.fetch)?;
+        kits::say_whose(&self.cache, &self.connection)?;
+        let limits = Limits { meta_timeout: self.names.meta_timeout, ..Limits::default() };
+        let context = Context::new(Arc::new(self.cache.open()?), limits, Verify::Strict);
+        let access = self.connection.access(&self.names)?;
         let resolved = crate::fetch::resolve::resolve_digest(&context, &access, &self.reference).await;
         let resolved = resolved.map_err(|error| kits::not_resolved(&self.reference, &access, &error))?;
         let repository = self.reference.location.name();

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::Failure;
-use super::super::options::{FetchArgs, JsonArgs};
+use super::super::options::{CacheArgs, JsonArgs};
 use super::super::output::{self, Output};
 use super::{Count, Outcome};
 use crate::cache::usage::Item;
@@ -38,7 +38,7 @@ pub(super) struct Gc {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    fetch: FetchArgs,
+    cache: CacheArgs,
     #[command(flatten)]
     json: JsonArgs,
 }
@@ -56,7 +56,7 @@ struct Collected {
 
 impl Gc {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let cache = self.fetch.cache()?;
+        let cache = self.cache.open()?;
         let inventory = Inventory::take(&cache)?;
         let mut collected = Collected::default();
         self.remove_leftovers(&cache, &inventory, &mut collected.leftovers)?;

@@ -9,7 +9,7 @@ use serde::ser::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::super::Failure;
-use super::super::options::{FetchArgs, JsonArgs};
+use super::super::options::{CacheArgs, JsonArgs};
 use super::super::output::Output;
 use super::{Count, free, mounted, name, time};
 use crate::cache::{Area, Cache, Usage};
@@ -35,14 +35,14 @@ pub(super) struct Ls {
     #[arg(long)]
     objects: bool,
     #[command(flatten)]
-    fetch: FetchArgs,
+    cache: CacheArgs,
     #[command(flatten)]
     json: JsonArgs,
 }
 
 impl Ls {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let cache = self.fetch.cache()?;
+        let cache = self.cache.open()?;
         let inventory = Inventory::take(&cache)?;
         let mut out = Output::new();
         if self.json.json {

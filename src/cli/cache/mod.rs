@@ -46,7 +46,7 @@ enum Command {
     Ls(ls::Ls),
     Gc(gc::Gc),
     Rm(rm::Rm),
-    Verify(verify::Verify),
+    Verify(Box<verify::Verify>),
 }
 
 impl CacheCommand {

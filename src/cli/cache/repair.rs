@@ -53,7 +53,7 @@ impl Refetch {
         trust.apply(&mut request)?;
         Ok(Self {
             context: fetch.context(connection, Verify::Strict)?,
-            access: connection.access(fetch)?,
+            access: fetch.access(connection)?,
             request,
             progress,
         })

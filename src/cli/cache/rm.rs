@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::Failure;
-use super::super::options::{FetchArgs, JsonArgs};
+use super::super::options::{CacheArgs, JsonArgs};
 use super::super::output::{self, Output};
 use super::{Outcome, mounted, name};
 use crate::cache::{Cache, KitRecord};
@@ -46,14 +46,14 @@ pub(super) struct Rm {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    fetch: FetchArgs,
+    cache: CacheArgs,
     #[command(flatten)]
     json: JsonArgs,
 }
 
 impl Rm {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let cache = self.fetch.cache()?;
+        let cache = self.cache.open()?;
         let records: Vec<KitRecord> = cache.kits()?.into_iter().map(|(record, _)| record).collect();
         let mut chosen = HashSet::new();
         if self.all {

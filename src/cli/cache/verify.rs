@@ -114,7 +114,7 @@ impl Moves for Checking {
 
 impl Verify {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let cache = self.fetch.cache_to_check()?;
+        let cache = self.fetch.cache.open_to_check()?;
         let mut kits = Vec::new();
         let mut report = self.check(&cache, &mut kits)?;
         if self.repair {
