@@ -10,11 +10,11 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::FlockOperation;
 
-use super::files::{open_existing, open_lock};
+use super::files::{Claim, lock_named, lock_within, open_existing, open_lock};
 use super::staging::remove_abandoned;
 use super::usage::{Area, Item, Usage};
 use super::{Cache, CacheError, io_error};
@@ -27,8 +27,6 @@ pub(super) const LOCK: &str = "evict.lock";
 /// How long the lock on eviction is tried for. Others hold it while they look at the cache and remove files, which takes
 /// seconds where there are millions; who does not get it keeps less for a moment.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often it is tried.
-const POLL: Duration = Duration::from_millis(10);
 
 /// What only those above the cache know of its files: which belong together. Asked when something has to go, so that it
 /// must not make the cache grow.
@@ -179,15 +177,7 @@ impl Cache {
 
     /// The lock that who evicts holds.
     fn lock_eviction(&self) -> Result<File, CacheError> {
-        let file = self.open_eviction_lock()?;
-        let start = Instant::now();
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(file),
-                Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < PATIENCE => std::thread::sleep(POLL),
-                Err(error) => return Err(io_error("lock", &self.root.join(LOCK))(error.into())),
-            }
-        }
+        lock_within(&self.root.join(LOCK), PATIENCE)
     }
 }
 
@@ -254,17 +244,12 @@ fn remove_partial(path: &Path, used: Option<SystemTime>, dry_run: bool) -> Resul
 /// Removes a file that nobody has open, and that nobody has used after `used`.
 fn remove_idle(path: &Path, used: Option<SystemTime>, dry_run: bool) -> Result<Removed, CacheError> {
     let Some(file) = open_existing(path).map_err(io_error("open", path))? else { return Ok(Removed::Absent) };
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Removed::InUse),
-        Err(error) => return Err(io_error("lock", path)(error.into())),
-    }
-    let held = file.metadata().map_err(io_error("stat", path))?;
-    let is_named = fs::symlink_metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino()));
-    if !is_named {
-        return Ok(Removed::Absent);
-    }
-    let last = held.modified().map_err(io_error("stat", path))?;
+    let held = match lock_named(file, path, FlockOperation::NonBlockingLockExclusive)? {
+        Claim::Held(file) => file,
+        Claim::Busy => return Ok(Removed::InUse),
+        Claim::Gone => return Ok(Removed::Absent),
+    };
+    let last = held.metadata().and_then(|found| found.modified()).map_err(io_error("stat", path))?;
     if used.is_some_and(|used| last > used) {
         return Ok(Removed::InUse);
     }

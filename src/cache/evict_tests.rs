@@ -1,4 +1,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use rustix::fs::flock;
 
 use super::*;
 use crate::cache::{Limit, Settings};

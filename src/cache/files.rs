@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
@@ -21,6 +22,9 @@ pub(super) const AREAS: [&str; 10] =
 
 /// So many names are tried for a temporary file: each that is taken was left by a killed process of our number.
 const NAMES: usize = 64;
+
+/// How often a lock is tried that others hold for a while.
+const POLL: Duration = Duration::from_millis(10);
 
 impl Cache {
     /// Makes the areas, and takes from all others what rights they have. An area that is a link, or holds one in the place
@@ -176,6 +180,57 @@ pub(super) fn open_lock(path: &Path) -> Result<File, CacheError> {
         return Err(io_error("open", path)(planted()));
     }
     opened.map_err(io_error("open", path))
+}
+
+/// What came of trying to lock a file.
+#[derive(Debug)]
+pub(super) enum Claim {
+    /// It is locked until this is closed, and has its name.
+    Held(File),
+    /// Somebody has a lock on it.
+    Busy,
+    /// Its name is gone, or another file's by now.
+    Gone,
+}
+
+impl Claim {
+    /// The file, if it is locked.
+    pub(super) fn held(self) -> Option<File> {
+        match self {
+            Self::Held(file) => Some(file),
+            Self::Busy | Self::Gone => None,
+        }
+    }
+}
+
+/// Locks a file that was opened by its name, without waiting. Who had the lock before may have removed or replaced the
+/// file between open and lock: then the lock is on a file without a name, and does not count.
+pub(super) fn lock_named(file: File, path: &Path, how: FlockOperation) -> Result<Claim, CacheError> {
+    match flock(&file, how) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Claim::Busy),
+        Err(error) => return Err(io_error("lock", path)(error.into())),
+    }
+    let held = file.metadata().map_err(io_error("stat", path))?;
+    let is_named = identity_of(path) == Some(identity(&held));
+    Ok(if is_named { Claim::Held(file) } else { Claim::Gone })
+}
+
+/// Takes the lock of a file that is there for it. Others have it for a while, so it is tried for as long as `patience`; not
+/// waited for in the kernel, as who holds it may have stopped.
+pub(super) fn lock_within(path: &Path, patience: Duration) -> Result<File, CacheError> {
+    let (file, start) = (open_lock(path)?, Instant::now());
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < patience => std::thread::sleep(POLL),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let busy = io::Error::new(io::ErrorKind::WouldBlock, "another process does not let go of it");
+                return Err(io_error("lock", path)(busy));
+            }
+            Err(error) => return Err(io_error("lock", path)(error.into())),
+        }
+    }
 }
 
 /// A new file that must not exist yet, so that no planted link is followed.

@@ -10,10 +10,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use super::files::open_lock;
+use super::files::lock_within;
 use super::map::contents;
 use super::{Cache, CacheError, io_error};
 use crate::digest::Digest;
@@ -24,10 +23,8 @@ const NAMES: usize = 16;
 /// The file whose lock is the records'.
 pub(super) const LOCK: &str = "kits.lock";
 
-/// How often the lock is tried, and how long is waited between: two seconds in all. Whoever holds it reads and writes a
-/// file of some KiB.
-const TRIES: u32 = 200;
-const PAUSE: Duration = Duration::from_millis(10);
+/// How long the lock is tried for. Whoever holds it reads and writes a file of some KiB.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What belongs to a kit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,17 +161,7 @@ impl Cache {
 
     /// Takes the lock of the records. It is held for a moment by all who take it, so it is tried for a while.
     pub(super) fn lock_records(&self) -> Result<File, CacheError> {
-        let path = self.root.join(LOCK);
-        let file = open_lock(&path)?;
-        for _ in 0..TRIES {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(file),
-                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(PAUSE),
-                Err(error) => return Err(io_error("lock", &path)(error.into())),
-            }
-        }
-        let busy = io::Error::new(io::ErrorKind::ResourceBusy, "another process does not let go of it");
-        Err(io_error("lock", &path)(busy))
+        lock_within(&self.root.join(LOCK), PATIENCE)
     }
 
     /// Notes which kit a directory serves from now on.

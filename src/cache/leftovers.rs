@@ -15,9 +15,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::FlockOperation;
 
-use super::files::{identity, identity_of, open_file};
+use super::files::{identity, lock_named, open_file};
 use super::staging::{LOCK, lock_dir, remove};
 use super::{Cache, CacheError, io_error};
 
@@ -144,9 +144,7 @@ fn is_temporary(path: &Path) -> bool {
 /// The lock of a file that nobody else has, as long as the path is still that file's.
 fn lock(path: &Path) -> Option<File> {
     let file = open_file(path).ok()??;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
-    let held = file.metadata().ok()?;
-    (identity_of(path) == Some(identity(&held))).then_some(file)
+    lock_named(file, path, FlockOperation::NonBlockingLockExclusive).ok()?.held()
 }
 
 /// Whether a staging directory has no files but maybe its lock, which nobody has.

@@ -1,3 +1,5 @@
+use rustix::fs::flock;
+
 use super::*;
 use crate::digest::{Digest, Unverified};
 use crate::object::ChunkList;

@@ -20,7 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, fcntl_getfl, flock};
 
-use super::files::{is_link, make_dir, open_existing, rename_over};
+use super::files::{Claim, identity, is_link, lock_named, make_dir, open_existing, rename_over};
 use super::map::contents;
 use super::objects::{CachedRange, is_file_of, touch};
 use super::{Cache, CacheError, io_error};
@@ -171,7 +171,7 @@ impl Partial {
         let (old, new) = (old?, new?);
         // Where the file has become an object, or another has taken its name, nothing is written. The lock of the first
         // handle is enough for both.
-        let is_same = (old.dev(), old.ino()) == (new.dev(), new.ino());
+        let is_same = identity(&old) == identity(&new);
         Ok(is_same.then(|| self.for_writing.get_or_init(|| anew)))
     }
 
@@ -201,20 +201,17 @@ impl Partial {
                 Err(error) => return Err(io_error("open", path)(error)),
             };
             // Shared by all who fill it; who evicts it would want it alone.
-            match flock(&file, FlockOperation::NonBlockingLockShared) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => {
+            let file = match lock_named(file, path, FlockOperation::NonBlockingLockShared)? {
+                Claim::Held(file) => file,
+                Claim::Busy => {
                     // It is being evicted, which is a matter of two calls to the system.
                     std::thread::sleep(EVICTED);
                     continue;
                 }
-                Err(error) => return Err(io_error("lock", path)(error.into())),
-            }
-            let held = file.metadata().map_err(io_error("stat", path))?;
-            if !fs::symlink_metadata(path).is_ok_and(|named| named.ino() == held.ino() && named.dev() == held.dev()) {
                 // Evicted or committed between open and lock.
-                continue;
-            }
+                Claim::Gone => continue,
+            };
+            let held = file.metadata().map_err(io_error("stat", path))?;
             if !held.is_file() {
                 if !create {
                     return Ok(None);

@@ -12,14 +12,14 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::{FlockOperation, OFlags, RenameFlags, flock};
+use rustix::fs::{FlockOperation, OFlags, RenameFlags};
 
-use super::files::{make_dir, new_file, rename_over};
+use super::files::{lock_named, make_dir, new_file, rename_over};
 use super::objects::is_file_of;
 use super::resume::{self, Beside, Kept, Left, Reached};
 use super::room::Room;
@@ -207,8 +207,7 @@ pub(super) fn remove_whatever(path: &Path) -> Result<(), CacheError> {
     removed.map_err(io_error("remove", path))
 }
 
-/// Takes the lock of a staging directory without waiting. The directory may have been removed, and made anew, by its
-/// last holder between open and lock: then the lock is on a file without a name and does not count.
+/// Takes the lock of a staging directory without waiting, and makes its file where there is none.
 pub(super) fn lock_dir(dir: &Path) -> Result<Option<File>, CacheError> {
     let path = dir.join(LOCK);
     let mut options = fs::OpenOptions::new();
@@ -224,14 +223,7 @@ pub(super) fn lock_dir(dir: &Path) -> Result<Option<File>, CacheError> {
         }
         Err(error) => return Err(io_error("open", &path)(error)),
     };
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-        Err(error) => return Err(io_error("lock", &path)(io::Error::from(error))),
-    }
-    let held = file.metadata().map_err(io_error("stat", &path))?;
-    let named = fs::symlink_metadata(&path).is_ok_and(|named| named.ino() == held.ino() && named.dev() == held.dev());
-    Ok(named.then_some(file))
+    Ok(lock_named(file, &path, FlockOperation::NonBlockingLockExclusive)?.held())
 }
 
 /// The number of a staged file; `None` for what else lies in the directory.
