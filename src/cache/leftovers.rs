@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 
 use super::files::{identity, lock_named, open_file};
-use super::staging::{LOCK, lock_dir, remove};
+use super::staging::{LOCK, is_held, lock_dir, remove};
 use super::{Cache, CacheError, io_error};
 
 /// A file or directory that nothing uses.
@@ -97,7 +97,7 @@ impl Cache {
                 let partial = path.with_extension("");
                 fs::symlink_metadata(&partial).is_err() || self.is_left(&partial, Kind::Partial)
             }
-            Kind::Staging => is_bare(path),
+            Kind::Staging => is_bare(path) && matches!(is_held(path), Ok(false)),
             Kind::SetAside => true,
         }
     }
@@ -115,7 +115,7 @@ impl Cache {
             Kind::Staging => {
                 // Under its lock, as somebody may be about to fill it.
                 let Some(_lock) = lock_dir(path)? else { return Ok(false) };
-                if !is_bare_but_locked(path) {
+                if !is_bare(path) {
                     return Ok(false);
                 }
                 remove(path);
@@ -147,13 +147,8 @@ fn lock(path: &Path) -> Option<File> {
     lock_named(file, path, FlockOperation::NonBlockingLockExclusive).ok()?.held()
 }
 
-/// Whether a staging directory has no files but maybe its lock, which nobody has.
+/// Whether a staging directory has no files but maybe its lock.
 fn is_bare(dir: &Path) -> bool {
-    let lock_file = dir.join(LOCK);
-    is_bare_but_locked(dir) && (fs::symlink_metadata(&lock_file).is_err() || lock(&lock_file).is_some())
-}
-
-fn is_bare_but_locked(dir: &Path) -> bool {
     entries(dir).is_ok_and(|entries| entries.iter().all(|(path, _)| path.file_name().is_some_and(|name| name == LOCK)))
 }
 

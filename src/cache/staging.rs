@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, OFlags, RenameFlags};
 
-use super::files::{lock_named, make_dir, new_file, rename_over};
+use super::files::{lock_named, make_dir, new_file, open_file, rename_over};
 use super::objects::is_file_of;
 use super::resume::{self, Beside, Kept, Left, Reached};
 use super::room::Room;
@@ -155,7 +155,8 @@ impl Cache {
     /// Whether any process stages something, or is giving what it staged its names.
     pub fn is_staging(&self) -> bool {
         let entries = fs::read_dir(self.root.join("incoming")).into_iter().flatten().flatten();
-        entries.map(|entry| remove_abandoned(&entry.path(), true)).any(|state| matches!(state, Ok(Removed::InUse)))
+        // What can't be looked at is nothing that kitfs made.
+        entries.map(|entry| is_held(&entry.path())).any(|held| held.unwrap_or(false))
     }
 
     /// Removes a directory under `incoming/`, unless a process holds it; with `dry_run` it only tells whether it would.
@@ -180,10 +181,11 @@ impl Cache {
 
 /// Removes a staging directory that no process holds; with `dry_run` it only tells whether it would.
 pub(super) fn remove_abandoned(dir: &Path, dry_run: bool) -> Result<Removed, CacheError> {
-    let Some(_lock) = lock_dir(dir)? else { return Ok(Removed::InUse) };
-    if !dry_run {
-        remove(dir);
+    if dry_run {
+        return Ok(if is_held(dir)? { Removed::InUse } else { Removed::Gone });
     }
+    let Some(_lock) = lock_dir(dir)? else { return Ok(Removed::InUse) };
+    remove(dir);
     Ok(Removed::Gone)
 }
 
@@ -217,13 +219,27 @@ pub(super) fn lock_dir(dir: &Path) -> Result<Option<File>, CacheError> {
     let file = match options.open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(_) if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) => {
-            let planted = io::Error::other("it is not a file, and kitfs has not made it; remove it");
-            return Err(io_error("lock", &path)(planted));
-        }
-        Err(error) => return Err(io_error("open", &path)(error)),
+        Err(error) => return Err(planted(&path).unwrap_or_else(|| io_error("open", &path)(error))),
     };
     Ok(lock_named(file, &path, FlockOperation::NonBlockingLockExclusive)?.held())
+}
+
+/// Whether a process holds a staging directory. Only looks: makes no file for the lock where there is none.
+pub(super) fn is_held(dir: &Path) -> Result<bool, CacheError> {
+    let path = dir.join(LOCK);
+    let Some(file) = open_file(&path).map_err(io_error("open", &path))? else {
+        // A directory that is gone was held a moment ago, by who removed it.
+        return planted(&path).map_or_else(|| Ok(fs::symlink_metadata(dir).is_err()), Err);
+    };
+    // Shared, so that two who look do not take each other for a fill.
+    Ok(lock_named(file, &path, FlockOperation::NonBlockingLockShared)?.held().is_none())
+}
+
+/// The error that something lies in the place of a lock, if it does.
+fn planted(path: &Path) -> Option<CacheError> {
+    let is_planted = fs::symlink_metadata(path).is_ok_and(|found| !found.is_file());
+    let what = "it is not a file, and kitfs has not made it; remove it";
+    is_planted.then(|| io_error("lock", path)(io::Error::other(what)))
 }
 
 /// The number of a staged file; `None` for what else lies in the directory.

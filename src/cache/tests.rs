@@ -79,6 +79,29 @@ fn an_object_that_was_cut_short_counts_as_absent_and_is_replaced() {
 }
 
 #[test]
+fn who_looks_whether_something_is_staged_makes_no_lock() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let cache = Cache::open(dir.path()).expect("opens");
+    let staging = dir.path().join("incoming").join("left");
+    fs::create_dir(&staging).expect("creates");
+    assert!(!cache.is_staging());
+    assert_eq!(cache.remove_staging(&staging, true).expect("looks"), Removed::Gone);
+    assert_eq!(fs::read_dir(&staging).expect("is there").count(), 0);
+
+    fs::create_dir(staging.join("lock")).expect("creates");
+    assert!(!cache.is_staging(), "nothing of ours");
+    assert!(cache.remove_staging(&staging, true).is_err(), "what would fail is not told to go");
+    fs::remove_dir(staging.join("lock")).expect("removes");
+
+    let held = cache.stage(&Digest::of(b"layer")).expect("stages").expect("free");
+    assert!(cache.is_staging());
+    drop(held);
+    assert!(!cache.is_staging());
+    assert_eq!(cache.remove_staging(&staging, false).expect("removes"), Removed::Gone);
+    assert!(!staging.exists());
+}
+
+#[test]
 fn staging_is_exclusive_and_unsealed_files_vanish() {
     let (_dir, cache) = cache();
     let key = Digest::of(b"layer");
