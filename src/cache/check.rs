@@ -9,7 +9,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::ops::Range;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, flock};
 
 use super::damage::{each_block, name_of};
-use super::files::{Identity, identity, identity_of, open_existing, other_owner};
+use super::files::{Identity, identity, identity_of, on_disk, open_existing, other_owner};
 use super::format::{self, Format};
 use super::kits::{self, name_of_kit, name_of_served};
 use super::partial::has_hole;
@@ -184,7 +184,7 @@ impl Cache {
                     // Too small to tell of.
                     Kind::Stray | Kind::List(_) | Kind::Tag(_) | Kind::Kit(_) | Kind::Served(_) => 0,
                     // Holes are not read.
-                    Kind::Partial(_) => found.len().min(found.blocks() * 512),
+                    Kind::Partial(_) => found.len().min(on_disk(&found)),
                     _ => found.len(),
                 };
                 items.push(Item { path: entry.path(), kind, bytes: len });

@@ -8,13 +8,12 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::FlockOperation;
 
-use super::files::{Claim, lock_named, lock_within, open_existing, open_lock};
+use super::files::{Claim, lock_named, lock_within, on_disk, open_existing, open_lock};
 use super::staging::remove_abandoned;
 use super::usage::{Area, Item, Usage};
 use super::{Cache, CacheError, io_error};
@@ -128,7 +127,7 @@ impl Cache {
             let path = self.small_path(&small);
             let Ok(found) = fs::symlink_metadata(&path) else { continue };
             if dry_run || told(&path, self.remove_spare(small, Some(began))) == Removed::Gone {
-                evicted.took(small.area(), found.blocks() * 512);
+                evicted.took(small.area(), on_disk(&found));
             }
         }
         Ok(())

@@ -274,6 +274,13 @@ pub(super) fn is_link(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
+/// What a file takes on the disk; of a sparse one, what is not a hole.
+pub(super) fn on_disk(found: &fs::Metadata) -> u64 {
+    /// The unit of `st_blocks`, whatever the block size is.
+    const BLOCK: u64 = 512;
+    found.blocks() * BLOCK
+}
+
 /// Which file it is, whatever its name.
 pub(super) type Identity = (u64, u64);
 

@@ -12,12 +12,11 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-use super::files::{identity, lock_named, open_file};
+use super::files::{identity, lock_named, on_disk, open_file};
 use super::staging::{LOCK, is_held, lock_dir, remove};
 use super::{Cache, CacheError, io_error};
 
@@ -78,7 +77,7 @@ impl Cache {
     /// What is at a path, if nothing uses it.
     fn judge(&self, path: PathBuf, kind: Kind) -> Option<Leftover> {
         let found = fs::symlink_metadata(&path).ok()?;
-        self.is_left(&path, kind).then(|| Leftover { path, bytes: found.blocks() * 512, kind })
+        self.is_left(&path, kind).then(|| Leftover { path, bytes: on_disk(&found), kind })
     }
 
     fn is_left(&self, path: &Path, kind: Kind) -> bool {

@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, fcntl_getfl, flock};
 
-use super::files::{Claim, identity, is_link, lock_named, make_dir, open_existing, rename_over};
+use super::files::{Claim, identity, is_link, lock_named, make_dir, on_disk, open_existing, rename_over};
 use super::map::contents;
 use super::objects::{CachedRange, is_file_of, touch};
 use super::{Cache, CacheError, io_error};
@@ -316,7 +316,7 @@ impl Cache {
     /// How many bytes of an object's partial file are on the disk, verified or not.
     pub fn partial_bytes(&self, object: &ObjectDigest) -> u64 {
         let found = fs::symlink_metadata(self.spread("partial", &object.hex()));
-        found.map_or(0, |found| found.len().min(found.blocks() * 512))
+        found.map_or(0, |found| found.len().min(on_disk(&found)))
     }
 
     /// Makes complete files objects: one sync of the file system, then their names. What fails is told for each file; it

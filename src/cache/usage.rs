@@ -7,12 +7,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::files::{Identity, identity, on_disk};
 use super::format::LOST_AND_FOUND;
 use super::{Cache, CacheError, io_error};
 use crate::object::ObjectDigest;
-
-/// The unit of `st_blocks`, whatever the block size is.
-const BLOCK: u64 = 512;
 
 /// A part of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -137,7 +135,7 @@ impl Cache {
     pub fn scan(&self, visit: impl FnMut(Item)) -> Result<Usage, CacheError> {
         let mut scan = Scan { usage: Usage::default(), linked: HashSet::new(), visit };
         let root = fs::metadata(&self.root).map_err(io_error("stat", &self.root))?;
-        scan.usage.add(Area::Other, 0, root.blocks() * BLOCK);
+        scan.usage.add(Area::Other, 0, on_disk(&root));
         for entry in entries(&self.root)? {
             if entry.path.file_name().is_some_and(|name| name == LOST_AND_FOUND) {
                 continue;
@@ -191,16 +189,15 @@ fn entries(dir: &Path) -> Result<Vec<Entry>, CacheError> {
 struct Scan<V> {
     usage: Usage,
     /// Files with several names that were counted under another: one that becomes an object has two for a moment.
-    linked: HashSet<(u64, u64)>,
+    linked: HashSet<Identity>,
     visit: V,
 }
 
 impl<V: FnMut(Item)> Scan<V> {
     /// What an entry takes on the disk, once for all its names.
     fn bytes(&mut self, metadata: &Metadata) -> u64 {
-        let is_first =
-            metadata.is_dir() || metadata.nlink() < 2 || self.linked.insert((metadata.dev(), metadata.ino()));
-        if is_first { metadata.blocks() * BLOCK } else { 0 }
+        let is_first = metadata.is_dir() || metadata.nlink() < 2 || self.linked.insert(identity(metadata));
+        if is_first { on_disk(metadata) } else { 0 }
     }
 
     fn item(&mut self, item: Item) {
