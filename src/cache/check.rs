@@ -35,7 +35,7 @@ const REPLACED: usize = 3;
 
 /// A file of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Item {
+pub struct CacheFile {
     path: PathBuf,
     kind: Kind,
     bytes: u64,
@@ -96,7 +96,7 @@ pub enum Repair {
     Nothing,
 }
 
-impl Item {
+impl CacheFile {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -133,9 +133,9 @@ impl Damage {
 
 impl Cache {
     /// Every file that can be checked: all but what is staged, set aside or left over.
-    pub fn items(&self) -> Result<Vec<Item>, CacheError> {
+    pub fn files(&self) -> Result<Vec<CacheFile>, CacheError> {
         let format = self.root.join(format::NAME);
-        let mut items = vec![Item { path: format, kind: Kind::Format, bytes: 0 }];
+        let mut files = vec![CacheFile { path: format, kind: Kind::Format, bytes: 0 }];
         let object = |name: &str| name.parse().ok().map(Kind::Object);
         let partial = |name: &str| match name.strip_suffix(".list") {
             Some(name) => name.parse().ok().map(Kind::List),
@@ -144,31 +144,31 @@ impl Cache {
         fn digest(name: &str) -> Option<Digest> {
             Digest::from_hex(name).ok()
         }
-        self.add_items(&mut items, "blobs/sha256", |name| digest(name).map(Kind::Blob))?;
-        self.add_items(&mut items, "indexes", |name| digest(name).map(|_| Kind::Index))?;
-        self.add_items(&mut items, "objects", object)?;
-        self.add_items(&mut items, "partial", partial)?;
-        self.add_items(&mut items, "tags", |name| digest(name).map(Kind::Tag))?;
-        self.add_items(&mut items, "kits", |name| digest(name).map(Kind::Kit))?;
-        self.add_items(&mut items, "served", |name| digest(name).map(Kind::Served))?;
+        self.add_files(&mut files, "blobs/sha256", |name| digest(name).map(Kind::Blob))?;
+        self.add_files(&mut files, "indexes", |name| digest(name).map(|_| Kind::Index))?;
+        self.add_files(&mut files, "objects", object)?;
+        self.add_files(&mut files, "partial", partial)?;
+        self.add_files(&mut files, "tags", |name| digest(name).map(Kind::Tag))?;
+        self.add_files(&mut files, "kits", |name| digest(name).map(Kind::Kit))?;
+        self.add_files(&mut files, "served", |name| digest(name).map(Kind::Served))?;
         let locks = [kits::LOCK, evict::LOCK].map(|name| self.root.join(name));
         let locks = locks.into_iter().filter(|path| fs::symlink_metadata(path).is_ok());
-        items.extend(locks.map(|path| Item { path, kind: Kind::Lock, bytes: 0 }));
-        Ok(items)
+        files.extend(locks.map(|path| CacheFile { path, kind: Kind::Lock, bytes: 0 }));
+        Ok(files)
     }
 
-    fn add_items(
+    fn add_files(
         &self,
-        items: &mut Vec<Item>,
+        files: &mut Vec<CacheFile>,
         area: &str,
         kind: impl Fn(&str) -> Option<Kind>,
     ) -> Result<(), CacheError> {
-        let first = items.len();
+        let first = files.len();
         let root = self.root.join(area);
         for dir in fs::read_dir(&root).map_err(io_error("read", &root))? {
             let dir = dir.map_err(io_error("read", &root))?;
             if !dir.file_type().is_ok_and(|kind| kind.is_dir()) {
-                items.push(Item { path: dir.path(), kind: Kind::Stray, bytes: 0 });
+                files.push(CacheFile { path: dir.path(), kind: Kind::Stray, bytes: 0 });
                 continue;
             }
             for entry in fs::read_dir(dir.path()).map_err(io_error("read", &dir.path()))? {
@@ -187,10 +187,10 @@ impl Cache {
                     Kind::Partial(_) => found.len().min(on_disk(&found)),
                     _ => found.len(),
                 };
-                items.push(Item { path: entry.path(), kind, bytes: len });
+                files.push(CacheFile { path: entry.path(), kind, bytes: len });
             }
         }
-        items[first..].sort_unstable_by(|one, other| one.path.cmp(&other.path));
+        files[first..].sort_unstable_by(|one, other| one.path.cmp(&other.path));
         Ok(())
     }
 
@@ -198,15 +198,15 @@ impl Cache {
     /// many bytes were read.
     pub fn check(
         &self,
-        item: &Item,
+        listed: &CacheFile,
         lists: &dyn Fn(&ObjectDigest) -> Option<ChunkList<Bytes>>,
         told: &dyn Fn(u64),
     ) -> Result<Health, CacheError> {
         for _ in 0..REPLACED {
-            let health = self.check_once(item, lists, told)?;
+            let health = self.check_once(listed, lists, told)?;
             match &health {
                 // A right file may have been put in its place meanwhile.
-                Health::Damaged(damage) if damage.file != identity_of(&item.path) => {}
+                Health::Damaged(damage) if damage.file != identity_of(&listed.path) => {}
                 _ => return Ok(health),
             }
         }
@@ -215,13 +215,13 @@ impl Cache {
 
     fn check_once(
         &self,
-        item: &Item,
+        listed: &CacheFile,
         lists: &dyn Fn(&ObjectDigest) -> Option<ChunkList<Bytes>>,
         told: &dyn Fn(u64),
     ) -> Result<Health, CacheError> {
-        let path = &item.path;
+        let path = &listed.path;
         let Ok(named) = fs::symlink_metadata(path) else {
-            let is_missing_format = item.kind == Kind::Format;
+            let is_missing_format = listed.kind == Kind::Format;
             let missing = || Health::Damaged(Damage::new("is missing", None));
             return Ok(if is_missing_format { missing() } else { Health::Gone });
         };
@@ -230,19 +230,19 @@ impl Cache {
             // Who can still change it, however right it is now.
             return damaged(format!("belongs to user {owner}"));
         }
-        if item.kind == Kind::Format {
+        if listed.kind == Kind::Format {
             return match format::look(&self.root)? {
                 Format::Damaged(found) => damaged(found),
                 _ => Ok(Health::Right),
             };
         }
-        if item.kind == Kind::Stray {
+        if listed.kind == Kind::Stray {
             return damaged("is nothing that kitfs makes".to_owned());
         }
         if !named.is_file() {
             return damaged("is not a file".to_owned());
         }
-        if item.kind == Kind::Lock {
+        if listed.kind == Kind::Lock {
             return Ok(Health::Right);
         }
         let file = match open_existing(path) {
@@ -251,14 +251,14 @@ impl Cache {
             Err(error) if is_of_file(&error) => return damaged(format!("can't be opened: {error}")),
             Err(error) => return Err(io_error("open", path)(error)),
         };
-        if matches!(item.kind, Kind::Object(_) | Kind::Partial(_))
+        if matches!(listed.kind, Kind::Object(_) | Kind::Partial(_))
             && flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
         {
             // It is about to go.
             return Ok(Health::InUse);
         }
         let len = file.metadata().map_err(io_error("stat", path))?.len();
-        let judged = match item.kind {
+        let judged = match listed.kind {
             Kind::Partial(name) => self.judge_partial(&file, len, &name, lists, told),
             Kind::List(name) => self.judge_list(&file, path, &name, lists),
             kind => judge(&file, len, kind, told).map(|wrong| wrong.map_or(Health::Right, damage_of)),
@@ -346,20 +346,20 @@ impl Cache {
     }
 
     /// Repairs what [`Cache::check`] found damaged.
-    pub fn repair(&self, item: &Item, damage: &Damage) -> Result<Repair, CacheError> {
-        if damage.file != identity_of(&item.path) {
+    pub fn repair(&self, listed: &CacheFile, damage: &Damage) -> Result<Repair, CacheError> {
+        if damage.file != identity_of(&listed.path) {
             return Ok(Repair::Nothing);
         }
         if !damage.chunks.is_empty()
-            && let Some(count) = take_back(&item.path, damage)?
+            && let Some(count) = take_back(&listed.path, damage)?
         {
-            tracing::warn!(path = %item.path.display(), count, "cache: damaged chunks were taken back");
+            tracing::warn!(path = %listed.path.display(), count, "cache: damaged chunks were taken back");
             return Ok(Repair::Chunks(count));
         }
         if damage.file.is_some() {
-            self.quarantine(&item.path, &damage.what)?;
+            self.quarantine(&listed.path, &damage.what)?;
         }
-        if item.kind == Kind::Format {
+        if listed.kind == Kind::Format {
             self.write_format()?;
             return Ok(Repair::Written);
         }

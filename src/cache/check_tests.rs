@@ -48,15 +48,15 @@ fn full() -> (tempfile::TempDir, Cache) {
 }
 
 /// What is not right, by what it is.
-fn findings(cache: &Cache) -> Vec<(Item, Health)> {
-    let items = cache.items().expect("lists");
-    let health = |item: Item| (item.clone(), cache.check(&item, &none, &|_| ()).expect("checks"));
-    items.into_iter().map(health).filter(|(_, health)| *health != Health::Right).collect()
+fn findings(cache: &Cache) -> Vec<(CacheFile, Health)> {
+    let files = cache.files().expect("lists");
+    let health = |listed: CacheFile| (listed.clone(), cache.check(&listed, &none, &|_| ()).expect("checks"));
+    files.into_iter().map(health).filter(|(_, health)| *health != Health::Right).collect()
 }
 
 fn repair_all(cache: &Cache) -> Vec<Repair> {
-    let repair = |(item, health): (Item, Health)| match health {
-        Health::Damaged(damage) => Some(cache.repair(&item, &damage).expect("repairs")),
+    let repair = |(listed, health): (CacheFile, Health)| match health {
+        Health::Damaged(damage) => Some(cache.repair(&listed, &damage).expect("repairs")),
         _ => None,
     };
     findings(cache).into_iter().filter_map(repair).collect()
@@ -75,21 +75,21 @@ fn flip(path: &Path, at: u64) {
 #[test]
 fn a_sound_cache_has_every_kind_of_file_and_no_finding() {
     let (_dir, cache) = full();
-    let mut kinds: Vec<_> = cache.items().expect("lists").iter().map(Item::what).collect();
+    let mut kinds: Vec<_> = cache.files().expect("lists").iter().map(CacheFile::what).collect();
     kinds.sort_unstable();
     assert_eq!(
         kinds,
         ["blob", "chunk list", "format", "index", "kit", "lock", "lock", "object", "partial", "served", "tag"]
     );
     assert_eq!(findings(&cache), []);
-    let (told, items) = (AtomicU64::new(0), cache.items().expect("lists"));
-    let hashed = items.iter().filter(|item| matches!(item.what(), "object" | "blob" | "partial"));
-    let bytes: u64 = hashed.clone().map(Item::bytes).sum();
-    for item in hashed {
+    let (told, files) = (AtomicU64::new(0), cache.files().expect("lists"));
+    let hashed = files.iter().filter(|listed| matches!(listed.what(), "object" | "blob" | "partial"));
+    let bytes: u64 = hashed.clone().map(CacheFile::bytes).sum();
+    for listed in hashed {
         let tell = |bytes| {
             told.fetch_add(bytes, Ordering::Relaxed);
         };
-        cache.check(item, &none, &tell).expect("checks");
+        cache.check(listed, &none, &tell).expect("checks");
     }
     let (told, content) = (told.into_inner(), (CHUNK + 700 + 9 + 8) as u64);
     assert!(told == content && (content..content + 8192).contains(&bytes), "{told} told of {bytes}");
@@ -100,24 +100,24 @@ proptest! {
     #[test]
     fn a_flipped_bit_anywhere_is_found_repaired_and_then_gone(which in 0..9_usize, at in any::<prop::sample::Index>()) {
         let (_dir, cache) = full();
-        let item = cache.items().expect("lists")[which].clone();
-        let mut offset = at.index(fs::metadata(item.path()).expect("stat").len() as usize);
-        if item.what() == "partial" && (CHUNK..2 * CHUNK).contains(&offset) {
+        let listed = cache.files().expect("lists")[which].clone();
+        let mut offset = at.index(fs::metadata(listed.path()).expect("stat").len() as usize);
+        if listed.what() == "partial" && (CHUNK..2 * CHUNK).contains(&offset) {
             // That is a hole.
             offset -= CHUNK;
         }
-        flip(item.path(), offset as u64);
+        flip(listed.path(), offset as u64);
         // A record may say something else and still name itself right: then it is a record.
         let found = findings(&cache);
-        if !matches!(item.what(), "tag" | "kit" | "served") {
-            prop_assert_eq!(found.iter().filter(|(found, _)| found == &item).count(), 1, "{:?}", found);
+        if !matches!(listed.what(), "tag" | "kit" | "served") {
+            prop_assert_eq!(found.iter().filter(|(found, _)| found == &listed).count(), 1, "{:?}", found);
         }
         repair_all(&cache);
         let left = findings(&cache);
         // Without its list nobody knows what is right in the partial file.
         prop_assert!(left.iter().all(|(_, health)| *health == Health::Unknown), "{:?}", left);
         prop_assert!(Cache::open(cache.root()).is_ok());
-        if item.what() == "partial" {
+        if listed.what() == "partial" {
             let (list, wanted) = (list_of(&content()), content());
             let partial = cache.partial(list.clone());
             for number in 0..3 {
@@ -133,8 +133,8 @@ proptest! {
 #[test]
 fn of_a_partial_file_only_the_damaged_chunk_is_taken_back() {
     let (_dir, cache) = full();
-    let item = cache.items().expect("lists").into_iter().find(|item| item.what() == "partial").expect("is there");
-    flip(item.path(), 5);
+    let listed = cache.files().expect("lists").into_iter().find(|listed| listed.what() == "partial").expect("is there");
+    flip(listed.path(), 5);
     assert_eq!(repair_all(&cache), [Repair::Chunks(1)]);
     let partial = cache.partial(list_of(&content()));
     assert!(partial.look(&cache, 0).expect("looks").is_none() && partial.look(&cache, 2).expect("looks").is_some());
@@ -144,10 +144,10 @@ fn of_a_partial_file_only_the_damaged_chunk_is_taken_back() {
 #[test]
 fn a_damaged_partial_file_that_somebody_fills_is_set_aside_and_its_bytes_stay_as_they_are() {
     let (_dir, cache) = full();
-    let item = cache.items().expect("lists").into_iter().find(|item| item.what() == "partial").expect("is there");
+    let listed = cache.files().expect("lists").into_iter().find(|listed| listed.what() == "partial").expect("is there");
     let filling = cache.partial(list_of(&content()));
     filling.look(&cache, 0).expect("looks").expect("is right");
-    flip(item.path(), 5);
+    flip(listed.path(), 5);
     assert_eq!(repair_all(&cache), [Repair::SetAside]);
     let range = filling.range(&(0..16)).expect("it counted before");
     let mut bytes = [0; 16];
@@ -162,7 +162,7 @@ fn a_partial_file_is_unknown_without_a_list_and_known_with_one_from_elsewhere() 
     let list = list_of(&content());
     fs::remove_file(cache.list_path(&list.object())).expect("removes");
     let found = findings(&cache);
-    assert!(matches!(found.as_slice(), [(item, Health::Unknown)] if item.what() == "partial"), "{found:?}");
+    assert!(matches!(found.as_slice(), [(listed, Health::Unknown)] if listed.what() == "partial"), "{found:?}");
     flip(found[0].0.path(), 5);
     let lists = |name: &ObjectDigest| Some(list.clone()).filter(|list| list.object() == *name);
     let health = cache.check(&found[0].0, &lists, &|_| ()).expect("checks");
@@ -235,8 +235,8 @@ fn a_damaged_format_is_refused_until_it_is_written_anew() {
 #[test]
 fn what_is_evicted_or_replaced_while_it_is_checked_is_no_damage() {
     let (_dir, cache) = full();
-    let items = cache.items().expect("lists");
-    let object = items.iter().find(|item| item.what() == "object").expect("is there");
+    let files = cache.files().expect("lists");
+    let object = files.iter().find(|listed| listed.what() == "object").expect("is there");
     let evicting = File::open(object.path()).expect("opens");
     flock(&evicting, FlockOperation::NonBlockingLockExclusive).expect("locks");
     assert_eq!(cache.check(object, &none, &|_| ()).expect("checks"), Health::InUse);
@@ -259,15 +259,15 @@ fn what_another_user_owns_is_found_in_every_kind_of_file_and_set_aside() {
         return;
     }
     let (_dir, cache) = full();
-    let all = cache.items().expect("lists");
-    for item in &all {
-        std::os::unix::fs::chown(item.path(), Some(4711), None).expect("chown");
+    let all = cache.files().expect("lists");
+    for listed in &all {
+        std::os::unix::fs::chown(listed.path(), Some(4711), None).expect("chown");
     }
     let found = findings(&cache);
     assert_eq!(found.len(), all.len());
-    for (item, health) in found {
-        let Health::Damaged(damage) = health else { panic!("{item:?}") };
-        assert_eq!(damage.what, "belongs to user 4711", "{item:?}");
+    for (listed, health) in found {
+        let Health::Damaged(damage) = health else { panic!("{listed:?}") };
+        assert_eq!(damage.what, "belongs to user 4711", "{listed:?}");
     }
     repair_all(&cache);
     assert_eq!(findings(&cache), []);
@@ -302,7 +302,7 @@ fn something_in_the_place_of_a_lock_makes_nobody_wait_and_is_set_aside() {
 fn a_partial_file_whose_maker_was_killed_before_it_had_its_size_is_no_damage() {
     let (_dir, cache) = full();
     let partial =
-        cache.items().expect("lists").into_iter().find(|item| item.what() == "partial").expect("a partial file");
+        cache.files().expect("lists").into_iter().find(|listed| listed.what() == "partial").expect("a partial file");
     File::options().write(true).open(partial.path()).expect("opens").set_len(0).expect("empties");
     let list = |_: &ObjectDigest| Some(list_of(&content()));
     assert_eq!(cache.check(&partial, &list, &|_| ()).expect("checks"), Health::Right);

@@ -63,7 +63,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 pub use blobs::NewBlob;
-pub use check::{Damage, Health, Item, Repair};
+pub use check::{CacheFile, Damage, Health, Repair};
 pub use evict::{Evicted, Policy, Protected, Removed, Small};
 pub use kits::{KitRecord, LayerRecord, Served};
 pub use leftovers::Leftover;

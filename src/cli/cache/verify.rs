@@ -15,7 +15,7 @@ use super::super::options::{ConnectionArgs, FetchArgs, JsonArgs, ProgressArgs, T
 use super::super::output::{self, Output, printable};
 use super::super::progress::{Moves, Progress};
 use super::repair::{Outcomes, Refetch, Wanted};
-use crate::cache::{Cache, CacheError, Damage, Health, Item, KitRecord, Repair};
+use crate::cache::{Cache, CacheError, CacheFile, Damage, Health, KitRecord, Repair};
 use crate::digest::Digest;
 use crate::fetch::FILLS;
 use crate::inventory::{Place, lists, places};
@@ -56,7 +56,7 @@ pub(super) struct Verify {
 /// A damaged file.
 #[derive(Debug)]
 struct Finding {
-    item: Item,
+    file: CacheFile,
     damage: Damage,
     /// Whose it is: kits by their positions, and where in them, if it has a place there.
     hits: Vec<Hit>,
@@ -142,14 +142,14 @@ impl Verify {
 
     /// Checks everything. Small files first: which content should be where is read from them.
     fn check(&self, cache: &Cache, kits: &mut Vec<KitRecord>) -> Result<Report, Failure> {
-        let items = cache.items()?;
-        let checking = Arc::new(Checking { size: items.iter().map(Item::bytes).sum(), done: AtomicU64::new(0) });
+        let files = cache.files()?;
+        let checking = Arc::new(Checking { size: files.iter().map(CacheFile::bytes).sum(), done: AtomicU64::new(0) });
         let _progress = Progress::of(std::slice::from_ref(&checking), self.progress.mode());
-        let is_content = |item: &Item| matches!(item.what(), OBJECT | PARTIAL | LIST);
-        let (contents, small): (Vec<Item>, Vec<Item>) = items.into_iter().partition(is_content);
+        let is_content = |file: &CacheFile| matches!(file.what(), OBJECT | PARTIAL | LIST);
+        let (contents, small): (Vec<CacheFile>, Vec<CacheFile>) = files.into_iter().partition(is_content);
         let mut report = Report::default();
         report.check(cache, small, &HashMap::new(), &checking)?;
-        let spoilt: HashSet<Digest> = report.damaged.iter().filter_map(|finding| name_of(&finding.item)).collect();
+        let spoilt: HashSet<Digest> = report.damaged.iter().filter_map(|finding| name_of(&finding.file)).collect();
         *kits = cache.kits()?.into_iter().map(|(record, _)| record).collect();
         // A look at a damaged index would set it aside.
         let mut readable = kits.clone();
@@ -157,17 +157,17 @@ impl Verify {
             layer.named = layer.named.filter(|(index, head)| !spoilt.contains(index) && !spoilt.contains(head));
         }
         readable.iter_mut().for_each(|kit| kit.layers.retain(|layer| !spoilt.contains(&layer.index_key)));
-        let parts = contents.iter().filter(|item| item.what() != OBJECT).filter_map(object_of).collect();
+        let parts = contents.iter().filter(|file| file.what() != OBJECT).filter_map(object_of).collect();
         let lists = lists(cache, &readable, &parts)?;
         report.check(cache, contents, &lists, &checking)?;
-        let hit = report.damaged.iter().filter_map(|finding| object_of(&finding.item)).collect();
+        let hit = report.damaged.iter().filter_map(|finding| object_of(&finding.file)).collect();
         let places = places(cache, &readable, &hit)?;
         for finding in &mut report.damaged {
-            finding.hits = match object_of(&finding.item).map(|object| places.get(&object)) {
+            finding.hits = match object_of(&finding.file).map(|object| places.get(&object)) {
                 Some(places) => {
                     places.into_iter().flatten().map(|place| Hit::content(kits, &readable, place)).collect()
                 }
-                None => name_of(&finding.item).map_or_else(Vec::new, |name| Hit::small(kits, &finding.item, &name)),
+                None => name_of(&finding.file).map_or_else(Vec::new, |name| Hit::small(kits, &finding.file, &name)),
             };
         }
         Ok(report)
@@ -175,7 +175,7 @@ impl Verify {
 
     fn repair(&self, cache: &Cache, damaged: &mut [Finding]) {
         for finding in damaged {
-            let repaired = cache.repair(&finding.item, &finding.damage);
+            let repaired = cache.repair(&finding.file, &finding.damage);
             finding.repaired = Some(repaired.map_err(|error| chain(&error)));
         }
     }
@@ -224,14 +224,14 @@ const BLOB: &str = "blob";
 const KIT: &str = "kit";
 
 /// The object that a file holds, or a part of.
-fn object_of(item: &Item) -> Option<ObjectDigest> {
-    matches!(item.what(), OBJECT | PARTIAL | LIST).then(|| item.path().file_stem()?.to_str()?.parse().ok()).flatten()
+fn object_of(file: &CacheFile) -> Option<ObjectDigest> {
+    matches!(file.what(), OBJECT | PARTIAL | LIST).then(|| file.path().file_stem()?.to_str()?.parse().ok()).flatten()
 }
 
 /// The digest that is a small file's name.
-fn name_of(item: &Item) -> Option<Digest> {
-    let is_small = matches!(item.what(), INDEX | BLOB | KIT);
-    is_small.then(|| Digest::from_hex(item.path().file_name()?.to_str()?).ok()).flatten()
+fn name_of(file: &CacheFile) -> Option<Digest> {
+    let is_small = matches!(file.what(), INDEX | BLOB | KIT);
+    is_small.then(|| Digest::from_hex(file.path().file_name()?.to_str()?).ok()).flatten()
 }
 
 impl Report {
@@ -239,7 +239,7 @@ impl Report {
     fn check(
         &mut self,
         cache: &Cache,
-        items: Vec<Item>,
+        files: Vec<CacheFile>,
         lists: &HashMap<ObjectDigest, ChunkList<Bytes>>,
         checking: &Checking,
     ) -> Result<(), CacheError> {
@@ -247,13 +247,13 @@ impl Report {
         // A plain mutex, held to add what was found.
         let found: Mutex<Vec<(usize, Health)>> = Mutex::default();
         let work = || -> Result<(), CacheError> {
-            while let Some((at, item)) =
-                Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, items.get(at)?)))
+            while let Some((at, file)) =
+                Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, files.get(at)?)))
             {
                 let told = |bytes| {
                     checking.done.fetch_add(bytes, Ordering::Relaxed);
                 };
-                let health = cache.check(item, &|object| lists.get(object).cloned(), &told)?;
+                let health = cache.check(file, &|object| lists.get(object).cloned(), &told)?;
                 found.lock().unwrap_or_else(|held| held.into_inner()).push((at, health));
             }
             Ok(())
@@ -266,9 +266,9 @@ impl Report {
         })?;
         let mut found = found.into_inner().unwrap_or_else(|held| held.into_inner());
         found.sort_unstable_by_key(|(at, _)| *at);
-        for (item, (_, health)) in items.into_iter().zip(found) {
+        for (file, (_, health)) in files.into_iter().zip(found) {
             self.checked += 1;
-            self.bytes += item.bytes();
+            self.bytes += file.bytes();
             match health {
                 Health::Right => {}
                 Health::Gone => self.checked -= 1,
@@ -276,7 +276,7 @@ impl Report {
                 Health::Unknown => self.unknown += 1,
                 Health::Damaged(damage) => {
                     let (hits, repaired, fetched) = (Vec::new(), None, None);
-                    self.damaged.push(Finding { item, damage, hits, repaired, fetched });
+                    self.damaged.push(Finding { file, damage, hits, repaired, fetched });
                 }
             }
         }
@@ -326,13 +326,13 @@ impl Finding {
     /// Whether something is missing now that was here. Chunks that were taken back come when they are read, as those come
     /// that were never here.
     fn is_to_be_fetched(&self) -> bool {
-        let is_needed = matches!(self.item.what(), OBJECT | INDEX | BLOB | KIT);
+        let is_needed = matches!(self.file.what(), OBJECT | INDEX | BLOB | KIT);
         let is_gone = matches!(self.repaired, Some(Ok(Repair::SetAside | Repair::Nothing)));
         is_needed && is_gone && !matches!(self.fetched, Some(Ok(())))
     }
 
     fn place<'a>(&'a self, cache: &Cache) -> &'a Path {
-        self.item.path().strip_prefix(cache.root()).unwrap_or(self.item.path())
+        self.file.path().strip_prefix(cache.root()).unwrap_or(self.file.path())
     }
 
     /// What was done about it, in words.
@@ -346,7 +346,7 @@ impl Finding {
         };
         Some(match &self.fetched {
             // Nobody knows any more whose the files are that it told of.
-            None if self.item.what() == KIT => format!(
+            None if self.file.what() == KIT => format!(
                 "{repaired}; mount or pull the kit again (with --keep if it was kept) before `kitfs cache gc` takes its files"
             ),
             None => repaired,
@@ -366,7 +366,7 @@ impl Finding {
         };
         json!({
             "file": self.place(cache),
-            "type": self.item.what(),
+            "type": self.file.what(),
             "wrong": self.damage.what,
             "hits": self.hits.iter().map(hit).collect::<Vec<_>>(),
             "repaired": self.is_repaired(),
@@ -376,7 +376,7 @@ impl Finding {
     }
 
     fn print(&self, out: &mut Output, cache: &Cache, kits: &[KitRecord]) -> Result<(), Failure> {
-        let what = self.item.what();
+        let what = self.file.what();
         out.line(format_args!("damaged {what} {}: {}", self.place(cache).display(), self.damage.what))?;
         for hit in &self.hits {
             let Some(kit) = kits.get(hit.kit) else { continue };
@@ -403,15 +403,15 @@ impl Hit {
     }
 
     /// A document, an index or a record.
-    fn small(kits: &[KitRecord], item: &Item, name: &Digest) -> Vec<Self> {
+    fn small(kits: &[KitRecord], file: &CacheFile, name: &Digest) -> Vec<Self> {
         let mut hits = Vec::new();
         for (kit, record) in kits.iter().enumerate() {
-            let is_document = item.what() == BLOB && record.blobs.contains(name);
-            if is_document || (item.what() == KIT && record.digest == *name) {
+            let is_document = file.what() == BLOB && record.blobs.contains(name);
+            if is_document || (file.what() == KIT && record.digest == *name) {
                 hits.push(Self { kit, path: None, layer: None, row: None });
             }
             for (at, layer) in record.layers.iter().enumerate() {
-                let is_index = match item.what() {
+                let is_index = match file.what() {
                     INDEX => layer.index_key == *name,
                     BLOB => layer.named.is_some_and(|(index, head)| index == *name || head == *name),
                     _ => false,
