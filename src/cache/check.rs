@@ -22,6 +22,7 @@ use super::format::{self, Format};
 use super::kits::{self, name_of_kit, name_of_served};
 use super::partial::has_hole;
 use super::small::{DIGEST_LEN, LastKnown};
+use super::usage::Area;
 use super::{Cache, CacheError, evict, io_error};
 use crate::digest::{Digest, StreamHasher};
 use crate::object::{CHUNK_SIZE, ChunkList, ObjectDigest};
@@ -144,13 +145,13 @@ impl Cache {
         fn digest(name: &str) -> Option<Digest> {
             Digest::from_hex(name).ok()
         }
-        self.add_files(&mut files, "blobs/sha256", |name| digest(name).map(Kind::Blob))?;
-        self.add_files(&mut files, "indexes", |name| digest(name).map(|_| Kind::Index))?;
-        self.add_files(&mut files, "objects", object)?;
-        self.add_files(&mut files, "partial", partial)?;
-        self.add_files(&mut files, "tags", |name| digest(name).map(Kind::Tag))?;
-        self.add_files(&mut files, "kits", |name| digest(name).map(Kind::Kit))?;
-        self.add_files(&mut files, "served", |name| digest(name).map(Kind::Served))?;
+        self.add_files(&mut files, Area::Blobs, |name| digest(name).map(Kind::Blob))?;
+        self.add_files(&mut files, Area::Indexes, |name| digest(name).map(|_| Kind::Index))?;
+        self.add_files(&mut files, Area::Objects, object)?;
+        self.add_files(&mut files, Area::Partial, partial)?;
+        self.add_files(&mut files, Area::Tags, |name| digest(name).map(Kind::Tag))?;
+        self.add_files(&mut files, Area::Kits, |name| digest(name).map(Kind::Kit))?;
+        self.add_files(&mut files, Area::Served, |name| digest(name).map(Kind::Served))?;
         let locks = [kits::LOCK, evict::LOCK].map(|name| self.root.join(name));
         let locks = locks.into_iter().filter(|path| fs::symlink_metadata(path).is_ok());
         files.extend(locks.map(|path| CacheFile { path, kind: Kind::Lock, bytes: 0 }));
@@ -160,11 +161,11 @@ impl Cache {
     fn add_files(
         &self,
         files: &mut Vec<CacheFile>,
-        area: &str,
+        area: Area,
         kind: impl Fn(&str) -> Option<Kind>,
     ) -> Result<(), CacheError> {
         let first = files.len();
-        let root = self.root.join(area);
+        let root = self.root.join(area.dir());
         for dir in fs::read_dir(&root).map_err(io_error("read", &root))? {
             let dir = dir.map_err(io_error("read", &root))?;
             if !dir.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+use super::usage::Area;
 use super::{Cache, CacheError, io_error};
 use crate::digest::Digest;
 use crate::object::{CHUNK_SIZE, ObjectDigest, chunk_count};
@@ -54,7 +55,7 @@ impl Cache {
         }
         name.push(inside.file_name().unwrap_or_default());
         name.push(format!(".{number}"));
-        self.root.join("quarantine").join(name)
+        self.root.join(Area::Quarantine.dir()).join(name)
     }
 
     /// Hashes an object that is about to be opened, and sets it aside if it is not what its name says.

@@ -162,12 +162,8 @@ impl Cache {
     }
 
     fn small_path(&self, small: &Small) -> PathBuf {
-        match small {
-            Small::Blob(digest) => self.spread("blobs/sha256", &digest.hex()),
-            Small::Index(key) => self.spread("indexes", &key.hex()),
-            Small::Tag(name) => self.spread("tags", &name.hex()),
-            Small::Kit(digest) => self.spread("kits", &digest.hex()),
-        }
+        let (Small::Blob(name) | Small::Index(name) | Small::Tag(name) | Small::Kit(name)) = small;
+        self.spread(small.area().dir(), &name.hex())
     }
 
     pub(super) fn open_eviction_lock(&self) -> Result<File, CacheError> {

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::map::MAPPED;
+use super::usage::Area;
 use super::{Cache, CacheError, io_error};
 
-/// The directories of a cache, parents first.
-pub(super) const AREAS: [&str; 10] =
-    ["blobs", "blobs/sha256", "indexes", "objects", "partial", "incoming", "tags", "kits", "served", "quarantine"];
+/// What lies here is not used, so it may be anything.
+const QUARANTINE: &str = Area::Quarantine.dir();
 
 /// So many names are tried for a temporary file: each that is taken was left by a killed process of our number.
 const NAMES: usize = 64;
@@ -31,13 +31,13 @@ impl Cache {
     /// of a directory, is refused.
     pub(super) fn close_to_others(&self) -> Result<(), CacheError> {
         let mut was_writable = close(&self.root)?;
-        for area in AREAS {
+        for area in areas() {
             let path = self.root.join(area);
             make_dir(&path)?;
             was_writable |= close(&path)?;
             for entry in fs::read_dir(&path).map_err(io_error("read", &path))? {
                 let entry = entry.map_err(io_error("read", &path))?;
-                if entry.file_type().is_ok_and(|kind| kind.is_symlink()) && area != "quarantine" {
+                if entry.file_type().is_ok_and(|kind| kind.is_symlink()) && area != QUARANTINE {
                     return Err(CacheError::Planted { path: entry.path() });
                 }
             }
@@ -49,7 +49,7 @@ impl Cache {
     /// and they could change it for as long as they have it open, or under another name.
     fn set_aside_what_others_own(&self) -> Result<(), CacheError> {
         let mut dirs: Vec<PathBuf> =
-            AREAS.iter().filter(|area| **area != "quarantine").map(|area| self.root.join(area)).collect();
+            areas().filter(|area| *area != QUARANTINE).map(|area| self.root.join(area)).collect();
         while let Some(dir) = dirs.pop() {
             for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))? {
                 let path = entry.map_err(io_error("read", &dir))?.path();
@@ -106,6 +106,12 @@ impl Cache {
             io::Error::new(io::ErrorKind::ResourceBusy, "all its temporary names are taken; run `kitfs cache gc`");
         Err(io_error("write", path)(busy))
     }
+}
+
+/// The directories of a cache, parents first.
+fn areas() -> impl Iterator<Item = &'static str> {
+    let spread = Area::SPREAD.into_iter().map(Area::dir);
+    std::iter::once("blobs").chain(spread).chain([Area::Incoming.dir(), QUARANTINE])
 }
 
 /// Whose something is, if it is not ours.

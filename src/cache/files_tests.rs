@@ -23,7 +23,7 @@ fn set_mode(path: &Path, mode: u32) {
 fn a_new_cache_and_its_areas_are_private() {
     let (_dir, cache) = cache();
     assert_eq!(mode(cache.root()), 0o700);
-    for area in AREAS {
+    for area in areas() {
         assert_eq!(mode(&cache.root().join(area)), 0o700, "{area}");
     }
 }
@@ -32,12 +32,12 @@ fn a_new_cache_and_its_areas_are_private() {
 fn a_cache_that_is_open_to_others_is_closed() {
     let (_dir, cache) = cache();
     set_mode(cache.root(), 0o777);
-    for area in AREAS {
+    for area in areas() {
         set_mode(&cache.root().join(area), 0o755);
     }
     Cache::open(cache.root()).expect("opens");
     assert_eq!(mode(cache.root()), 0o700);
-    for area in AREAS {
+    for area in areas() {
         assert_eq!(mode(&cache.root().join(area)), 0o700, "{area}");
     }
 }
@@ -73,7 +73,7 @@ fn a_cache_or_area_of_another_user_is_refused() {
 #[test]
 fn a_link_in_the_place_of_an_area_or_its_directory_is_refused_and_named() {
     let elsewhere = tempfile::tempdir().expect("a directory");
-    for area in AREAS {
+    for area in areas() {
         let (_dir, cache) = cache();
         let path = cache.root().join(area);
         fs::rename(&path, cache.root().join("moved")).expect("moves");
@@ -81,7 +81,7 @@ fn a_link_in_the_place_of_an_area_or_its_directory_is_refused_and_named() {
         let refused = Cache::open(cache.root()).expect_err("refused").to_string();
         assert!(refused.contains(path.to_str().expect("UTF-8")) && refused.contains("remove it"), "{refused}");
     }
-    for area in AREAS.into_iter().filter(|area| *area != "quarantine") {
+    for area in areas().filter(|area| *area != "quarantine") {
         let (_dir, cache) = cache();
         let path = cache.root().join(area).join("ab");
         symlink(elsewhere.path(), &path).expect("links");

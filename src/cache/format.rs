@@ -13,6 +13,7 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use super::files::open_file;
+use super::usage::Area;
 use super::{Cache, CacheError, io_error};
 use crate::digest::Digest;
 
@@ -30,7 +31,7 @@ const CHECK: usize = 16;
 const LONGEST: u64 = 4096;
 /// What every cache has since it was first opened. All of them, as a Git directory has `objects` and an OCI layout
 /// `blobs/sha256`.
-const ALWAYS: [&str; 5] = ["blobs/sha256", "indexes", "objects", "partial", "incoming"];
+const ALWAYS: [Area; 5] = [Area::Blobs, Area::Indexes, Area::Objects, Area::Partial, Area::Incoming];
 
 /// What kind of directory it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +73,8 @@ pub(super) fn look(root: &Path) -> Result<Format, CacheError> {
             return Ok(Format::Empty);
         }
     }
-    let is_cache = ALWAYS.iter().all(|area| fs::symlink_metadata(root.join(area)).is_ok_and(|found| found.is_dir()));
+    let is_there = |area: Area| fs::symlink_metadata(root.join(area.dir())).is_ok_and(|found| found.is_dir());
+    let is_cache = ALWAYS.into_iter().all(is_there);
     if !is_cache {
         return Ok(Format::Foreign);
     }

@@ -18,6 +18,7 @@ use rustix::fs::FlockOperation;
 
 use super::files::{identity, lock_named, on_disk, open_file};
 use super::staging::{LOCK, is_held, lock_dir, remove};
+use super::usage::Area;
 use super::{Cache, CacheError, io_error};
 
 /// A file or directory that nothing uses.
@@ -48,26 +49,26 @@ impl Cache {
         for (path, _) in entries(&self.root)? {
             all.extend(self.judge(path, Kind::Unlocked).filter(|left| is_temporary(&left.path)));
         }
-        for area in ["blobs/sha256", "indexes", "objects", "partial", "tags", "kits", "served"] {
-            for (dir, kind) in entries(&self.root.join(area))? {
+        for area in Area::SPREAD {
+            for (dir, kind) in entries(&self.root.join(area.dir()))? {
                 if !kind.is_dir() {
                     continue;
                 }
                 for (path, _) in entries(&dir)? {
                     let kind = match path.extension().and_then(|extension| extension.to_str()) {
                         Some("tmp" | "new") => Kind::Unlocked,
-                        Some("list") if area == "partial" => Kind::List,
-                        None if area == "partial" => Kind::Partial,
+                        Some("list") if area == Area::Partial => Kind::List,
+                        None if area == Area::Partial => Kind::Partial,
                         _ => continue,
                     };
                     all.extend(self.judge(path, kind));
                 }
             }
         }
-        for (path, kind) in entries(&self.root.join("incoming"))? {
+        for (path, kind) in entries(&self.root.join(Area::Incoming.dir()))? {
             all.extend(self.judge(path, Kind::Staging).filter(|_| kind.is_dir()));
         }
-        for (path, _) in entries(&self.root.join("quarantine"))? {
+        for (path, _) in entries(&self.root.join(Area::Quarantine.dir()))? {
             all.extend(self.judge(path, Kind::SetAside));
         }
         all.sort_unstable_by(|one, other| one.path.cmp(&other.path));

@@ -41,20 +41,30 @@ pub enum Area {
 }
 
 impl Area {
+    /// Those whose files are spread over 256 directories.
+    pub(super) const SPREAD: [Self; 7] =
+        [Self::Blobs, Self::Indexes, Self::Objects, Self::Partial, Self::Tags, Self::Kits, Self::Served];
+
+    /// The directory below the cache's own. What is temporary or anything else may lie in any of them.
+    pub(super) const fn dir(self) -> &'static str {
+        match self {
+            Self::Objects => "objects",
+            Self::Partial => "partial",
+            Self::Incoming => "incoming",
+            Self::Blobs => "blobs/sha256",
+            Self::Indexes => "indexes",
+            Self::Tags => "tags",
+            Self::Kits => "kits",
+            Self::Served => "served",
+            Self::Quarantine => "quarantine",
+            Self::Temporary | Self::Other => "",
+        }
+    }
+
     /// The area of an entry of the cache's directory.
     fn of(name: &str) -> Self {
-        match name {
-            "objects" => Self::Objects,
-            "partial" => Self::Partial,
-            "incoming" => Self::Incoming,
-            "blobs" => Self::Blobs,
-            "indexes" => Self::Indexes,
-            "tags" => Self::Tags,
-            "kits" => Self::Kits,
-            "served" => Self::Served,
-            "quarantine" => Self::Quarantine,
-            _ => Self::Other,
-        }
+        let mut areas = Self::SPREAD.into_iter().chain([Self::Incoming, Self::Quarantine]);
+        areas.find(|area| area.dir().split('/').next() == Some(name)).unwrap_or(Self::Other)
     }
 }
 
