@@ -410,6 +410,7 @@ fn where_one_source_is_false_the_next_one_is_copied() {
     let sent = server.requests_to(layer).iter().filter(|request| request.method == "PUT").count();
     // The false one may be given up before the server has seen it.
     assert!((1..=2).contains(&sent) && server.holds(&layer), "false, then true: {sent}");
+    assert_eq!(source.requests_for(layer), 2, "the true one is read to be indexed, and again to be copied");
 }
 
 #[test]
