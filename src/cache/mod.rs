@@ -7,14 +7,17 @@
 //!   indexes/<ab>/<key>         derived indexes, each behind a digest of its own
 //!   objects/<ab>/<hex>         complete, verified files, 0444
 //!   partial/<ab>/<hex>         sparse file being filled: its holes are the map; <hex>.list its chunk digests
-//!   incoming/<key>/            a fill in progress, or one long blob, locked; or a fill that was interrupted, with
+//!   incoming/<key>/            a fill in progress, with its `lock`; or a fill that was interrupted, with
 //!                              what the next one needs to go on ([`resume`])
+//!   incoming/<key>.<pid>.<n>/  the same for one process alone, locked too: a long blob, or a fill beside one that hangs
 //!   tags/<ab>/<key>            what a tag was last known to be, and which referrer a rule of trust led to
 //!   kits/<ab>/<hex>            which files of the cache belong to a kit, and whether it is kept
 //!   served/<ab>/<key>          which kit a directory serves, and which one it served before
 //!   evict.lock                 held by the process that evicts
 //!   kits.lock                  held while a record under kits/ is changed
 //!   quarantine/<area>-<name>.N damaged files, set aside; absent to all but `cache gc`
+//!   *.<pid>.<n>.tmp            beside any file: what is to get its name when it is whole
+//!   <hex>.<pid>.new            under partial/: another name of a complete file, about to replace a damaged object
 //! ```
 //!
 //! Invariants:
@@ -25,11 +28,17 @@
 //! - A temporary file is locked while it is written, so one that is not is a killed process's (`leftovers`).
 //! - Lower caches (`lower`) are never written to.
 //!
-//! Locks: `flock` on `incoming/<key>/lock` (exclusive, while something is staged there), on a temporary file (exclusive,
-//! while it is written), on an open object or partial file (shared), and on `kits.lock` (exclusive, while a record is
-//! changed). None is waited for, but the last for the moment that a change takes; and none is taken while another is
-//! held, but for that of the temporary file that a record is written to, and for the exclusive ones of what is evicted
-//! under `evict.lock`, and that one under a mutex (`limit`).
+//! Locks, in the order in which they are taken; all but the mutex are `flock`s:
+//! 1. `incoming/<key>/lock`, while something is staged there; or `kits.lock`, while a record under kits/ is changed;
+//! 2. the mutex of the one thread of a process that counts and evicts (`room`, `limit`);
+//! 3. `evict.lock`;
+//! 4. those of files: alone what is evicted, or a temporary file while it is written; shared an open object or partial
+//!    file, for as long as it is open, whatever else is locked meanwhile.
+//!
+//! Eviction goes against that order: under `evict.lock` it tries the lock of staging that seems abandoned, and takes
+//! `kits.lock` where a record goes. So no `flock` is waited for in the kernel: `kits.lock` is tried for two seconds,
+//! `evict.lock` for five, and the others once, or a few times for a millisecond where a partial file is being evicted.
+//! Whoever does not get one goes without it, or fails and says so.
 //!
 //! All calls block on the disk: call them from a blocking thread.
 
