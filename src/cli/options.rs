@@ -138,7 +138,7 @@ pub(super) struct NameArgs {
     pub(super) meta_timeout: Duration,
 }
 
-/// How layers get into the cache and out of it.
+/// How layers are fetched, and kept in the cache.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Cache and fetching")]
 pub(super) struct FetchArgs {

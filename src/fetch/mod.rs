@@ -1,7 +1,7 @@
 //! From a reference to verified content: the work between the names of a kit and the bytes of its layers.
 //!
 //! - [`resolve`](mod@resolve): reference → manifest → config → plan, with parents, all by digest.
-//! - `documents`: those that a kit is told by: asked for, hashed, kept.
+//! - `documents`: the manifests, configs and referrers for that: asked for, hashed, kept.
 //! - `last_seen`: what a tag was, where its registry does not say what it is.
 //! - [`kit`]: an opened kit: its layers, and what is known of them.
 //! - [`layer`]: one layer: what its root is, what it holds, its content; each a single [`flight`] for all who ask.
