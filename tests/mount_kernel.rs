@@ -16,6 +16,7 @@ use rustix::mount::MountFlags;
 use support::FaultServer;
 use support::kit::{KitBuilder, tar};
 use support::program::Kitfs;
+use support::reading;
 use support::sample::{SIZE, kit};
 
 fn errno<T>(outcome: io::Result<T>, what: &str) -> Errno {
@@ -158,43 +159,14 @@ fn every_way_to_read_gives_the_same_bytes() {
         let path = mount.path("w/a.bin");
         for way in 0..4 {
             let found = match (first + way) % 4 {
-                0 => read_directly(&path),
-                1 => read_mapped(&path),
-                2 => sent(&path, &kitfs.path("sent")),
+                0 => reading::directly(&path),
+                1 => reading::mapped(&path),
+                2 => reading::sent(&path, &kitfs.path("sent")),
                 _ => copied(&path, &kitfs.path("copied")),
             };
             assert!(found == bytes, "way {} after {way} others", (first + way) % 4);
         }
     }
-}
-
-/// With `O_DIRECT`: block by block, at aligned offsets, into aligned memory.
-fn read_directly(path: &Path) -> Vec<u8> {
-    let flags = i32::try_from(OFlags::DIRECT.bits()).expect("fits");
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).expect("opens");
-    let mut buffer = memmap2::MmapMut::map_anon(256 << 10).expect("aligned memory");
-    let mut all = Vec::new();
-    loop {
-        let count = file.read_at(&mut buffer, all.len() as u64).expect("reads");
-        all.extend_from_slice(&buffer[..count]);
-        if count < buffer.len() {
-            return all;
-        }
-    }
-}
-
-#[expect(unsafe_code, reason = "memory maps are what is tested; the file can't be truncated, it is read-only")]
-fn read_mapped(path: &Path) -> Vec<u8> {
-    let file = File::open(path).expect("opens");
-    // SAFETY: the file system is read-only, so nobody changes the mapped bytes.
-    unsafe { memmap2::Mmap::map(&file) }.expect("maps").to_vec()
-}
-
-/// Through `sendfile`, into a file.
-fn sent(path: &Path, to: &Path) -> Vec<u8> {
-    let (from, into) = (File::open(path).expect("opens"), File::create(to).expect("creates"));
-    while rustix::fs::sendfile(&into, &from, None, 1 << 20).expect("sends") > 0 {}
-    fs::read(to).expect("reads")
 }
 
 fn copied(path: &Path, to: &Path) -> Vec<u8> {

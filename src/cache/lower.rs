@@ -144,7 +144,7 @@ impl Lower {
         if found.len() != size || !self.is_right(name, &path, &file, &found)? {
             return Ok(None);
         }
-        Ok(Some(Object::of_lower(file, size)))
+        Ok(Some(Object::of_lower(file, size, self.vouches_for(&path))))
     }
 
     /// Whether an open object hashes right, or did when this process last hashed it and has not changed since.

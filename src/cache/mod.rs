@@ -266,6 +266,11 @@ impl Cache {
         Ok(cache)
     }
 
+    /// A file of the cache, to ask what its file system can do.
+    pub fn sample(&self) -> io::Result<fs::File> {
+        fs::File::open(self.root.join("format"))
+    }
+
     /// Whether what is in the cache is hashed again whenever it is opened.
     pub fn rechecks(&self) -> bool {
         self.settings.recheck

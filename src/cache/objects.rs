@@ -16,10 +16,10 @@ use super::{Cache, CacheError, io_error};
 use crate::digest::Unverified;
 use crate::object::ObjectDigest;
 
-/// An open file whose whole content has been verified. It exists only for what lies under `objects/`, was sealed by this
-/// process, or was hashed by it in a lower cache, so holding one is the proof that its bytes may be served. Its shared
-/// lock keeps it from eviction. What was used last goes last: its modification time says when it was opened and when the
-/// last handle went.
+/// An open file whose whole content has been verified. It exists only for what lies under `objects/`, was sealed or
+/// completed by this process, or was hashed by it in a lower cache, so holding one is the proof that its bytes may be
+/// served. Its shared lock keeps it from eviction. What was used last goes last: its modification time says when it was
+/// opened and when the last handle went.
 #[derive(Debug, Clone)]
 pub struct Object {
     opened: Arc<Opened>,
@@ -32,18 +32,24 @@ struct Opened {
     size: u64,
     /// Whether it is in this cache: another one is not written to.
     is_ours: bool,
+    is_lasting: bool,
 }
 
 impl Object {
     /// An object of this cache, which is used from now on.
     fn new(file: File, size: u64) -> Self {
         touch(&file);
-        Self { opened: Arc::new(Opened { file: Arc::new(file), size, is_ours: true }) }
+        Self::completed(Arc::new(file), size)
     }
 
-    /// An object of a lower cache, which is not written to.
-    pub(super) fn of_lower(file: File, size: u64) -> Self {
-        Self { opened: Arc::new(Opened { file: Arc::new(file), size, is_ours: false }) }
+    /// A file of this cache that was filled chunk by chunk, every one of them verified in it by this process.
+    pub(super) fn completed(file: Arc<File>, size: u64) -> Self {
+        Self { opened: Arc::new(Opened { file, size, is_ours: true, is_lasting: true }) }
+    }
+
+    /// An object of a lower cache, which is not written to. `is_lasting`: see [`Object::is_lasting`].
+    pub(super) fn of_lower(file: File, size: u64, is_lasting: bool) -> Self {
+        Self { opened: Arc::new(Opened { file: Arc::new(file), size, is_ours: false, is_lasting }) }
     }
 
     /// The file, to read from at any offset.
@@ -54,6 +60,12 @@ impl Object {
     /// Its size in bytes.
     pub fn size(&self) -> u64 {
         self.opened.size
+    }
+
+    /// Whether nobody but root and we can write to it: then what was proved of its bytes holds for as long as it is open,
+    /// whoever reads them.
+    pub fn is_lasting(&self) -> bool {
+        self.opened.is_lasting
     }
 
     /// A range of it, which ends within it.

@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, fcntl_getfl, flock};
 
 use super::files::{Claim, identity, is_link, lock_named, make_dir, on_disk, open_existing, rename_over};
 use super::map::contents;
-use super::objects::{CachedRange, is_file_of, touch};
+use super::objects::{CachedRange, Object, is_file_of, touch};
 use super::{Cache, CacheError, io_error};
 use crate::digest::Unverified;
 use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
@@ -72,6 +72,15 @@ impl Partial {
     /// Whether every chunk has been verified in this file by this process.
     pub fn is_complete(&self) -> bool {
         self.chunks().left == 0
+    }
+
+    /// The file as an object, if it is complete, whatever its name is by now.
+    pub fn whole(&self) -> Option<Object> {
+        let file = self.file.get().filter(|_| self.is_complete())?;
+        let size = self.list.size();
+        // What was made longer or shorter behind our back is damaged.
+        let is_right = file.metadata().is_ok_and(|found| found.len() == size);
+        is_right.then(|| Object::completed(file.clone(), size))
     }
 
     /// Whether the file has no holes, so that all of it may be there, though this process has not hashed all of it.

@@ -30,6 +30,7 @@ mod status;
 mod unmount;
 mod verify;
 mod walk;
+mod ways;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};

@@ -18,6 +18,7 @@ use super::kits::{self, KitArgs};
 use super::options::{JsonArgs, MountVerifyArgs, ProgressArgs};
 use super::progress::{Steps, Waiting};
 use super::served::{self, Served};
+use super::ways::WaysArgs;
 use super::{Failure, dry_run, status};
 use crate::cache::Cache;
 use crate::fetch::Kit;
@@ -68,6 +69,8 @@ pub(super) struct Mount {
     wait: bool,
     #[command(flatten)]
     access: AccessArgs,
+    #[command(flatten)]
+    ways: WaysArgs,
     #[command(flatten)]
     kit: KitArgs,
     #[command(flatten)]
@@ -264,7 +267,8 @@ impl Mount {
         let offline = self.kit.connection.is_offline();
         let served = Arc::new(Served::new(&kit, options.point.dir().to_owned(), offline, warnings));
         let cache = context.cache.clone();
-        let fs = Arc::new(Fs::new(kit, context, tree, self.access.ownership()));
+        let fs = Fs::new(kit, context, tree, self.access.ownership()).read_in(self.ways.allowed());
+        let fs = Arc::new(fs);
         let handler = {
             let (fs, served, cache) = (fs.clone(), served.clone(), cache.clone());
             move |request| served::answer(fs.clone(), served.clone(), cache.clone(), verify, request)

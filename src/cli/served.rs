@@ -178,6 +178,7 @@ pub(super) async fn answer(
                 "conflicts": fs.conflicts(),
                 "prefetch": fs.prefetch().map(|prefetch| prefetch.report(fs.kit())),
                 "full": full,
+                "reads": fs.ways().report(),
                 "notes": served.notes,
                 "warnings": warnings,
             })

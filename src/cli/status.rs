@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::options::JsonArgs;
 use super::output::{self, Output, printable};
-use super::{Failure, served};
+use super::{Failure, served, ways};
 use crate::mount::control::{self, ControlError};
 use crate::mount::{Condition, Mount, MountError, StateDir};
 use crate::report::chain;
@@ -158,6 +158,10 @@ fn print(out: &mut Output, mount: &Mount, details: Option<&Result<Value, Control
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             lines.push(("verify", text(&details["verify"])));
             lines.push(("trust", text(&details["trust"])));
+            if let Ok(report) = serde_json::from_value(details["reads"].clone()) {
+                lines.push(("reads", ways::in_words(&report)));
+                lines.extend(ways::short_read_ahead(&report).map(|ahead| ("read-ahead", ahead)));
+            }
             if details["offline"] == true {
                 lines.push(("offline", served::OFFLINE.to_owned()));
             }

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use super::FetchError;
 use super::ahead::{Streams, WIDEST};
 use super::flight::Outcome;
-use crate::cache::{Cache, CacheError, CachedRange, Partial};
+use crate::cache::{Cache, CacheError, CachedRange, Object, Partial};
 use crate::digest::{Mismatch, Unverified, Verified};
 use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
 
@@ -123,6 +123,11 @@ impl Chunked {
         self.partial.write(&self.cache, &chunk)?;
         unwritten(&self.unwritten).pop(&key);
         Ok(())
+    }
+
+    /// The file as an object, if it is complete.
+    pub fn whole(&self) -> Option<Object> {
+        self.partial.whole()
     }
 
     /// Whether all chunks are verified in the cache.

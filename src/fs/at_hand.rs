@@ -29,6 +29,15 @@ struct Inner {
     forgotten: u64,
 }
 
+/// What is known of a file that was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Whether nobody else has it open.
+    pub(super) is_first: bool,
+    /// Whether its content is at hand.
+    pub(super) is_at_hand: bool,
+}
+
 /// A moment between two times that something is forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Moment(u64);
@@ -43,11 +52,13 @@ impl AtHand {
         self.0.lock().unwrap_or_else(|held| held.into_inner())
     }
 
-    /// Notes that a file was opened once more; tells whether its content is at hand.
-    pub(super) fn opened(&self, at: At) -> bool {
+    /// Notes that a file was opened once more.
+    pub(super) fn opened(&self, at: At) -> Found {
         let mut inner = self.lock();
-        *inner.handles.entry(at).or_insert(0) += 1;
-        inner.contents.contains(&at)
+        let handles = inner.handles.entry(at).or_insert(0);
+        *handles += 1;
+        let is_first = *handles == 1;
+        Found { is_first, is_at_hand: inner.contents.contains(&at) }
     }
 
     /// Notes that a file was closed once. After the last time its content is given back, to be let go.
@@ -107,10 +118,11 @@ mod tests {
         let list = ChunkList::new(0, bytes::Bytes::new()).expect("no chunks");
         let file = OpenFiles::default().get_or_open(&cache, list);
         let (files, at) = (AtHand::new(), (0, 7));
-        assert!(!files.opened(at));
+        assert_eq!(files.opened(at), Found { is_first: true, is_at_hand: false });
         let (_, moment) = files.get(at);
         files.put(at, Content::Chunked(file.clone()), moment);
-        assert!(files.opened(at), "the second reader finds it");
+        let second = Found { is_first: false, is_at_hand: true };
+        assert_eq!(files.opened(at), second, "the second reader finds it");
         assert!(files.released(at).is_none() && files.get(at).0.is_some());
         assert!(files.released(at).is_some() && files.get(at).0.is_none());
         let (_, moment) = files.get(at);

@@ -4,29 +4,31 @@
 //! waits for content when it makes no progress. Reads answer in full up to the end of the file, or with an error.
 //!
 //! Locks, none held across an await, none taken while another is held: `tree` is read by every operation and written
-//! when a layer becomes known; `at_hand`, the contents of open files, is touched for a look or a note.
+//! when a layer becomes known; `at_hand`, the contents of open files, and what `ways` notes are touched for a look or a note.
 
 mod at_hand;
+mod direct;
 mod error;
+mod files;
 pub mod prefetch;
 mod selection;
+pub mod ways;
 mod xattr;
 
 use std::fs::File;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use at_hand::AtHand;
 pub use error::FsError;
+pub use files::{Opened, ReadReply, Via};
 use prefetch::Prefetch;
 pub use selection::{InvalidSelection, Selection};
+use ways::{Allowed, Ways};
 
 use crate::archive::EntryKind;
-use crate::fetch::chunks::Piece;
-use crate::fetch::layer::{Content, RowContent};
 use crate::fetch::listing::{Listing, Probe};
-use crate::fetch::{Context, FetchError, Kit, Tier, Verify};
+use crate::fetch::{Context, FetchError, Kit};
 use crate::path::TreePath;
 pub use crate::tree::NodeKind;
 use crate::tree::{Conflict, Lookup, Meta, Need, NodeId, Origin, ROOT_INO, Tree};
@@ -83,35 +85,6 @@ pub struct DirEntry {
     pub next: u64,
 }
 
-/// What a read answers: always as much as was asked for, up to the end of the file.
-#[derive(Debug, Clone)]
-pub enum ReadReply {
-    /// Nothing: the read starts at or behind the end.
-    End,
-    /// Verified bytes in memory and in the cache, one piece after the other; never none.
-    Pieces(Vec<Piece>),
-    /// Bytes that no digest covers yet, which only [`Verify::Stream`] gives.
-    Staged {
-        /// The file that stages them.
-        file: Arc<File>,
-        /// Where in it.
-        offset: u64,
-        /// How many bytes.
-        len: usize,
-    },
-}
-
-/// How a file was opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Opened {
-    /// The handle.
-    pub handle: u64,
-    /// Whether what the kernel has cached of it stays valid.
-    pub keep_cache: bool,
-    /// Whether the kernel must not cache it.
-    pub direct_io: bool,
-}
-
 /// What `statfs` tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Statfs {
@@ -156,6 +129,7 @@ pub struct Fs {
     ownership: Ownership,
     tree: RwLock<Tree>,
     at_hand: AtHand,
+    ways: Ways,
     conflicts: Mutex<Vec<String>>,
     prefetch: OnceLock<Arc<Prefetch>>,
 }
@@ -169,9 +143,26 @@ impl Fs {
             ownership,
             tree: RwLock::new(tree),
             at_hand: AtHand::new(),
+            ways: Ways::new(Allowed::default(), false),
             conflicts: Mutex::default(),
             prefetch: OnceLock::new(),
         }
+    }
+
+    /// The same, read by the kernel in the ways that are allowed.
+    pub fn read_in(mut self, allowed: Allowed) -> Self {
+        self.ways = Ways::new(allowed, self.context.cache.rechecks());
+        self
+    }
+
+    /// How files are read.
+    pub fn ways(&self) -> &Ways {
+        &self.ways
+    }
+
+    /// A file of the cache, to ask what its file system can do.
+    pub fn sample(&self) -> std::io::Result<File> {
+        self.context.cache.sample()
     }
 
     /// The kit that is served.
@@ -280,102 +271,8 @@ impl Fs {
         }
     }
 
-    /// Opens a file for reading.
-    pub async fn open(&self, ino: Ino) -> Result<Opened, FsError> {
-        let (_, meta, origin) = self.node(ino)?;
-        if meta.kind == NodeKind::Directory {
-            return Err(FsError::IsDirectory);
-        }
-        let recheck = self.context.cache.rechecks();
-        let streaming = match origin {
-            Origin::Layer { layer: at, entry } => {
-                let layer = &self.kit.layers[at as usize];
-                // What the kernel has cached of it is not asked for.
-                layer.check_poison()?;
-                let is_at_hand = self.at_hand.opened((at, entry));
-                if recheck {
-                    // Whoever reads it next opens it anew, and that hashes it.
-                    self.at_hand.forget((at, entry));
-                    layer.look_anew(entry as usize);
-                } else if !is_at_hand {
-                    layer.prepare(entry as usize);
-                }
-                self.context.verify == Verify::Stream && layer.tier() == Tier::Provisional
-            }
-            Origin::Skeleton | Origin::Kitfile => false,
-        };
-        Ok(Opened { handle: 0, keep_cache: !streaming && !recheck, direct_io: streaming })
-    }
-
-    /// Ends what [`Fs::open`] began.
-    pub async fn release(&self, ino: Ino, _handle: u64) {
-        let Ok((_, _, Origin::Layer { layer: at, entry })) = self.node(ino) else { return };
-        if let Some(content) = self.at_hand.released((at, entry)) {
-            self.kit.layers[at as usize].let_go(entry as usize, content).await;
-        }
-    }
-
     /// The kernel has forgotten a node. Nodes live as long as their tree.
     pub fn forget(&self, _ino: Ino, _lookups: u64) {}
-
-    /// Bytes of a file: all that were asked for, up to its end, and only verified ones (but see [`Verify::Stream`]).
-    pub async fn read(&self, ino: Ino, _handle: u64, offset: u64, len: usize) -> Result<ReadReply, FsError> {
-        let (_, meta, origin) = self.node(ino)?;
-        if meta.kind == NodeKind::Directory {
-            return Err(FsError::IsDirectory);
-        }
-        let end = offset.saturating_add(len as u64).min(meta.size);
-        let Some(len) = end.checked_sub(offset).filter(|len| *len > 0) else {
-            return Ok(ReadReply::End);
-        };
-        let len = usize::try_from(len).map_err(|_| FsError::TooLong)?;
-        match origin {
-            Origin::Skeleton => Err(FsError::IsDirectory),
-            Origin::Kitfile => {
-                let kitfile = self.kit.resolved.kitfile.as_ref().ok_or(FsError::Stale)?;
-                Ok(ReadReply::Pieces(vec![Piece::Memory(kitfile.slice(offset as usize..end as usize))]))
-            }
-            Origin::Layer { layer, entry } => {
-                if let Some(prefetch) = self.prefetch() {
-                    prefetch.note_read(ino, meta.size, len as u64);
-                }
-                self.read_layer((layer, entry), offset, len).await
-            }
-        }
-    }
-
-    async fn read_layer(&self, at: (u32, u32), offset: u64, len: usize) -> Result<ReadReply, FsError> {
-        let (layer, row) = (&self.kit.layers[at.0 as usize], at.1 as usize);
-        layer.check_poison()?;
-        let range = offset..offset + len as u64;
-        loop {
-            let (at_hand, moment) = self.at_hand.get(at);
-            let content = match at_hand {
-                Some(content) => content,
-                None => match layer.content(row, range.end).await? {
-                    RowContent::Verified(content) => {
-                        self.at_hand.put(at, content.clone(), moment);
-                        content
-                    }
-                    RowContent::Staged(path) => match staged(path).await? {
-                        Some(file) => return Ok(ReadReply::Staged { file, offset, len }),
-                        // The fill ended in between: the next look finds what it came to.
-                        None => continue,
-                    },
-                },
-            };
-            let file = match content {
-                Content::Object(object) => return Ok(ReadReply::Pieces(vec![Piece::File(object.range(range))])),
-                Content::Chunked(file) => file,
-            };
-            match layer.read(row, &file, range.clone()).await {
-                Ok(pieces) => return Ok(ReadReply::Pieces(pieces)),
-                // Its source knows no ranges: the layer is fetched whole after all.
-                Err(error) if error.ignores_ranges() => self.at_hand.forget(at),
-                Err(error) => return Err(error.into()),
-            };
-        }
-    }
 
     /// The size of the kit; nothing is free.
     pub fn statfs(&self) -> Statfs {
@@ -469,15 +366,5 @@ impl Fs {
         if more > 0 {
             tracing::error!(more, "more paths are in two layers");
         }
-    }
-}
-
-/// Opens a staged file; `None` where it is staged no more.
-async fn staged(path: PathBuf) -> Result<Option<Arc<File>>, FsError> {
-    let opened = tokio::task::spawn_blocking(move || File::open(path)).await;
-    match opened.map_err(|_| FetchError::Lost { what: "a staged file".to_owned() })? {
-        Ok(file) => Ok(Some(Arc::new(file))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(cause) => Err(FsError::Disk { cause }),
     }
 }

@@ -6,15 +6,19 @@
 //! - Every request is answered once. A reply that is dropped, by a panic or a runtime that has shut down, answers EIO
 //!   (fuser sees to that), and a panic is caught here, so that it ends one request and not the event loop.
 //! - A read is answered in full or with an error: a short reply before the end would shrink the file in the kernel.
+//! - An inode is open in one mode at a time: see `open_modes`. Whether files pass through at all: `passthrough`.
 //! - Errors are logged here, once, with operation, path and causes. ENOENT and ENODATA are answers, not errors.
 //!
 //! Who may enter is for the kernel to say (`default_permissions`, `allow_other`); fuser's own check stays off.
 
 mod disk;
+mod open_modes;
+mod passthrough;
 mod requests;
 
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -22,6 +26,7 @@ use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
 
 use crate::fs::{Fs, FsError, Ino};
+use passthrough::Files;
 
 /// Threads that take requests from the kernel. They only translate and copy, and more of them measured as noise.
 const EVENT_THREADS: usize = 2;
@@ -46,9 +51,17 @@ impl Session {
         let mut config = fuser::Config::default();
         config.n_threads = Some(EVENT_THREADS);
         let disk = disk::Disk::new(runtime.clone());
+        let ours = device.as_fd().try_clone_to_owned()?;
+        let sample = sample(&fs);
+        let adapter =
+            Adapter { fs: fs.clone(), runtime, disk, files: Arc::new(Files::new(fs.clone())), sample: sample.clone() };
         // fuser would mount and unmount by itself too, but its check before unmounting is inverted and can remove
         // somebody else's file system; a session on a descriptor never unmounts.
-        fuser::Session::from_fd(Adapter { fs, runtime, disk }, device, fuser::SessionACL::All, config).map(Self)
+        let session = fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config)?;
+        if let Some(sample) = sample.filter(|_| fs.ways().may_pass()) {
+            passthrough::probe(&ours, &sample).unwrap_or_else(|why| fs.ways().note_no_passthrough(why));
+        }
+        Ok(Self(session))
     }
 
     /// Serves requests until the connection ends.
@@ -63,10 +76,22 @@ impl Session {
     }
 }
 
+/// A file of the cache, where files of it may pass through.
+fn sample(fs: &Fs) -> Option<Arc<File>> {
+    if !fs.ways().may_pass() {
+        return None;
+    }
+    let opened = fs.sample().map(Arc::new);
+    opened.inspect_err(|error| fs.ways().note_no_passthrough(format!("the cache can't be opened: {error}"))).ok()
+}
+
 struct Adapter {
     fs: Arc<Fs>,
     runtime: Handle,
     disk: Arc<disk::Disk>,
+    files: Arc<Files>,
+    /// A file of the cache, where files of it may pass through.
+    sample: Option<Arc<File>>,
 }
 
 impl Adapter {

@@ -14,7 +14,7 @@ use fuser::{
     WriteFlags,
 };
 
-use super::{Adapter, disk, guard, refusal};
+use super::{Adapter, disk, guard, passthrough, refusal};
 use crate::fs::{Attr, Ino, NodeKind, ReadReply};
 
 /// Requests that nobody waits for (read-ahead) which the kernel may send at once. Below this, a cold sequential read
@@ -26,21 +26,26 @@ const GENERATION: Generation = Generation(0);
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each by itself: a kernel that lacks one still gets the others. Passthrough is asked for here when there is a
-        // cache to pass through to; FUSE_OVER_IO_URING must not be, as fuser 0.18 does not speak it.
+        // Each by itself: a kernel that lacks one still gets the others. FUSE_OVER_IO_URING must not be asked for, as fuser
+        // 0.18 does not speak it.
         for capability in [
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
-            // A handle that bypasses the page cache can still be mapped.
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             // Tells an aborted connection from an unmounted one, see `Ended`.
             InitFlags::FUSE_ABORT_ERROR,
         ] {
             if let Err(missing) = config.add_capabilities(capability) {
                 tracing::debug!(?missing, "this kernel's FUSE lacks a capability");
             }
+        }
+        // A handle that bypasses the page cache can still be mapped.
+        if config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_err() {
+            self.fs.ways().note_no_direct("this kernel can't map a file that is read so; Linux 6.6 and newer can");
+        }
+        if let Some(Err(why)) = self.sample.as_deref().map(|sample| passthrough::negotiate(config, sample)) {
+            self.fs.ways().note_no_passthrough(why);
         }
         // Both setters fail on zero or on more than fuser's buffer alone. Nothing is ever written: the size of a
         // write is also that of the largest read.
@@ -91,15 +96,9 @@ impl fuser::Filesystem for Adapter {
         }
         let fs = Arc::clone(&self.fs);
         let work = async move { fs.open(ino(node)).await.map_err(|error| refusal(&fs, "open", node.0, b"", &error)) };
-        // An object that is complete can pass through to the kernel: that is decided in this reply.
-        self.answer("open", work, |outcome| match outcome {
-            Ok(opened) => {
-                // There is nothing to flush, ever.
-                let mut flags = FopenFlags::FOPEN_NOFLUSH;
-                flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
-                flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct_io);
-                reply.opened(FileHandle(opened.handle), flags);
-            }
+        let files = Arc::clone(&self.files);
+        self.answer("open", work, move |outcome| match outcome {
+            Ok(opened) => files.open(node, &opened, reply),
             Err(errno) => reply.error(errno),
         });
     }
@@ -154,6 +153,7 @@ impl fuser::Filesystem for Adapter {
         let fs = Arc::clone(&self.fs);
         guard("release", || {
             reply.ok();
+            self.files.release(node);
             // Closing may wait for the disk.
             drop(self.runtime.spawn(async move { fs.release(ino(node), handle.0).await }));
         });

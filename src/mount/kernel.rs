@@ -21,10 +21,12 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use super::mountinfo::{self, Entry};
 use super::point::MountPoint;
 use super::{MountError, holders};
+use crate::fs::ways::{READ_AHEAD, ReadAhead};
 
 const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
 const HELPER_CONFIG: &str = "/etc/fuse.conf";
+const DEVICES: &str = "/sys/class/bdi";
 
 /// A mount of this process. Dropping it detaches the mount, and then gives the mount point back.
 #[derive(Debug)]
@@ -210,6 +212,19 @@ fn helper_allows_other() -> bool {
 
 fn allows_other(config: &str) -> bool {
     config.lines().any(|line| line.trim() == "user_allow_other")
+}
+
+/// Has the kernel read ahead as far as it sends in one request. INIT offers 128 KiB and takes no more, so this goes through
+/// the device's knob, which is root's. Nothing of the mount is asked for it.
+pub(super) fn raise_read_ahead((major, minor): (u32, u32)) -> ReadAhead {
+    let knob = format!("{DEVICES}/{major}:{minor}/read_ahead_kb");
+    let raised = fs::write(&knob, (READ_AHEAD >> 10).to_string());
+    let now = fs::read_to_string(&knob).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let why = raised.err().map(|error| format!("{knob} can't be written: {error}"));
+    if let Some(why) = &why {
+        tracing::debug!(why, "the kernel reads ahead as far as it does by itself");
+    }
+    ReadAhead { bytes: now.map_or(0, |kib| kib << 10), why }
 }
 
 /// Unmounts exactly this mount, if it is still what its directory shows.

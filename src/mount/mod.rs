@@ -100,10 +100,13 @@ where
     let dir = mounted.point().dir().to_owned();
     let runtime = Handle::current();
     let session = blocking({
-        let dir = dir.clone();
+        let (dir, fs) = (dir.clone(), fs.clone());
         move || Session::handshake(fs, runtime, device).map_err(|cause| MountError::Session { dir, cause })
     })
     .await?;
+    // After the handshake, which sets it too.
+    let ahead = kernel::raise_read_ahead(mounted.entry().device);
+    fs.ways().note_read_ahead(ahead);
     let mut ended = run(session, &dir)?;
 
     let pid = std::process::id();

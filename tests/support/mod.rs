@@ -14,6 +14,7 @@
 //! life           what is mounted, who serves it, what is left
 //! program        kitfs itself with a home of its own; mounts; recorded trees
 //! random         numbers that look random
+//! reading        the ways in which programs read files
 //! http           a blocking HTTP client that hides nothing
 //! ```
 #![allow(dead_code, unused_imports, reason = "each test crate uses another part of this module")]
@@ -28,6 +29,7 @@ pub mod kithome;
 pub mod life;
 pub mod program;
 pub mod random;
+pub mod reading;
 pub mod registry;
 pub mod sample;
 mod upload;

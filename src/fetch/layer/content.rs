@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::complete::Pace;
 use super::{Known, LayerFetch, RowContent};
 use crate::archive::index::{Chunks, Head, Index};
-use crate::cache::Object;
+use crate::cache::{Cache, Object};
 use crate::fetch::FetchError;
 use crate::fetch::chunks::{Chunked, Piece, Wait};
 use crate::fetch::flight::Flight;
@@ -242,6 +242,34 @@ impl LayerFetch {
         let claim = file.claim(0, &self.progress).0?;
         file.keep(right);
         Some(Want::new(claim, place.clone()))
+    }
+
+    /// The file of a row that was filled chunk by chunk and is complete, but need not have its name yet.
+    pub fn filled(&self, row: usize) -> Option<Arc<Chunked>> {
+        let known = self.known()?;
+        let found = known.head().row(row)?;
+        let file = self.context.files.get(&found.object()?)?;
+        (file.is_complete() && file.list().size() == found.size()).then_some(file)
+    }
+
+    /// The content of a row, if all of it is in the cache.
+    pub async fn whole_soon(self: &Arc<Self>, row: usize) -> Option<Object> {
+        let known = self.known()?;
+        let found = self.object(known.head(), row).await;
+        // Who reads it is told.
+        found.inspect_err(|error| tracing::debug!(%error, "what is cached of a file is not known")).ok()?
+    }
+
+    /// How many bytes of a row's content are in the cache, about; none as long as nothing proves what they are.
+    pub async fn in_cache(&self, row: usize) -> u64 {
+        let Some(known) = self.known() else { return 0 };
+        let Some((name, size)) = known.head().row(row).and_then(|row| Some((row.object()?, row.size()))) else {
+            return 0;
+        };
+        let look = move |cache: &Cache| {
+            Ok(if cache.has_object(&name, size) { size } else { cache.partial_bytes(&name).min(size) })
+        };
+        self.blocking(look).await.unwrap_or_default()
     }
 
     async fn object(self: &Arc<Self>, head: &Head, row: usize) -> Result<Option<Object>, FetchError> {
