@@ -174,6 +174,11 @@ impl Verified {
         Verified(self.0.slice(range))
     }
 
+    /// The same in memory of their own: these may lie in a buffer that others wait for.
+    pub fn copied(&self) -> Verified {
+        Verified(Bytes::copy_from_slice(&self.0))
+    }
+
     /// Bytes that a pure function made from verified ones, as the Kitfile is made from the config.
     pub fn derive(&self, make: impl FnOnce(&[u8]) -> Vec<u8>) -> Verified {
         Verified(make(&self.0).into())

@@ -192,6 +192,11 @@ impl VerifiedChunk {
     pub fn bytes(&self) -> &Verified {
         &self.bytes
     }
+
+    /// The same with bytes in memory of their own.
+    pub fn copied(&self) -> Self {
+        Self { bytes: self.bytes.copied(), ..*self }
+    }
 }
 
 impl<B> fmt::Debug for ChunkList<B> {

@@ -147,8 +147,7 @@ fn no_open_fails_and_no_byte_is_wrong_while_files_flip_between_partial_and_compl
         over.store(true, Ordering::Relaxed);
         outcomes.into_iter().for_each(|outcome| outcome.expect("no reader fails"));
     });
-    let ways: Vec<_> =
-        mounted.iter().map(|(mount, _)| kitfs.status(mount)["reads"]["opened"].clone()).collect();
+    let ways: Vec<_> = mounted.iter().map(|(mount, _)| kitfs.status(mount)["reads"]["opened"].clone()).collect();
     let count = |way: &str| ways.iter().map(|opened| opened[way].as_u64().expect("a number")).sum::<u64>();
     let told = format!("{counts:?} {ways:?}");
     assert_eq!(kitfs.logs().matches(" ERROR ").count(), 0, "{}", kitfs.logs());

@@ -312,7 +312,10 @@ fn after_a_file_was_read_by_little_at_a_time_the_next_are_cached() {
         assert_eq!(way, "cached");
     }
     let reads = reads(&kitfs, &mount);
-    assert_eq!((&reads["direct_io"], &reads["direct_io_why"]), (&false.into(), &"files are read by little at a time".into()));
+    assert_eq!(
+        (&reads["direct_io"], &reads["direct_io_why"]),
+        (&false.into(), &"files are read by little at a time".into())
+    );
 }
 
 #[test]

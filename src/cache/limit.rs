@@ -92,13 +92,19 @@ impl Cache {
         bytes: u64,
         looking: fn(&Room) -> Option<Looking<'_>>,
     ) -> Result<Growth<'_>, CacheError> {
-        if (self.settings.limit == Limit::None && !self.room.is_full()) || self.room.take(bytes) {
-            return Ok(self.room.growth(bytes));
+        if let Some(growth) = self.grow_at_once(bytes) {
+            return Ok(growth);
         }
         self.look(bytes, looking).map_err(|error| match error {
             CacheError::Full { why, .. } => CacheError::Full { path: path.to_owned(), why },
             other => other,
         })
+    }
+
+    /// The same where there is room without a look at the disk, else `None`: for who can't wait.
+    pub(super) fn grow_at_once(&self, bytes: u64) -> Option<Growth<'_>> {
+        let is_granted = (self.settings.limit == Limit::None && !self.room.is_full()) || self.room.take(bytes);
+        is_granted.then(|| self.room.growth(bytes))
     }
 
     /// Whether the cache keeps nothing more at the moment. Costs nothing.

@@ -40,6 +40,8 @@ pub struct Partial {
     /// One thread opens it at a time: else one would take another's new file for what is in the way. A mutex, as it is
     /// held for a few calls to the system.
     opening: Mutex<()>,
+    /// One thread writes at a time: others would spin in the kernel for the lock of the file.
+    writing: Mutex<()>,
     /// Which chunks this process has verified in this file. A mutex, as it is held for a look or a note.
     chunks: Mutex<Chunks>,
 }
@@ -124,11 +126,26 @@ impl Partial {
 
     /// Writes a chunk; tells whether that made the file complete.
     pub fn write(&self, cache: &Cache, chunk: &VerifiedChunk) -> Result<bool, CacheError> {
-        let range = self.list.range(chunk.number()).filter(|_| chunk.object() == self.list.object());
-        let Some(range) = range else { return Ok(false) };
+        let Some(range) = self.range_of(chunk) else { return Ok(false) };
         let _growth = cache.grow(&self.path, range.end - range.start)?;
+        self.write_in(cache, chunk, &range)
+    }
+
+    /// The same where the cache has room without a look whether it has, which may take long; else `None`.
+    pub fn write_at_once(&self, cache: &Cache, chunk: &VerifiedChunk) -> Result<Option<bool>, CacheError> {
+        let Some(range) = self.range_of(chunk) else { return Ok(Some(false)) };
+        let Some(_growth) = cache.grow_at_once(range.end - range.start) else { return Ok(None) };
+        self.write_in(cache, chunk, &range).map(Some)
+    }
+
+    fn range_of(&self, chunk: &VerifiedChunk) -> Option<Range<u64>> {
+        self.list.range(chunk.number()).filter(|_| chunk.object() == self.list.object())
+    }
+
+    fn write_in(&self, cache: &Cache, chunk: &VerifiedChunk, range: &Range<u64>) -> Result<bool, CacheError> {
         let file = self.file_to_write().map_err(|error| cache.room.noted(error))?;
         let Some(file) = file else { return Ok(false) };
+        let _writing = self.writing.lock().unwrap_or_else(|held| held.into_inner());
         let written = file.write_all_at(chunk.bytes().bytes(), range.start).map_err(io_error("write", &self.path));
         written.map_err(|error| cache.room.noted(error))?;
         Ok(self.note(chunk.number()))
@@ -301,6 +318,7 @@ impl Cache {
             file: OnceLock::new(),
             for_writing: OnceLock::new(),
             opening: Mutex::new(()),
+            writing: Mutex::new(()),
             chunks,
         }
     }

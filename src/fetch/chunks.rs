@@ -2,7 +2,8 @@
 //!
 //! A missing chunk is claimed by one reader; the others wait for the same answer. Who holds a [`Claim`] looks whether
 //! the chunk is on the disk after all (another process may have written it) and else fetches it ([`super::requests`]).
-//! The bytes are answered once they are verified, and written then.
+//! The bytes are verified, written, and then answered from the file: that is faster than from memory, which goes to the
+//! next chunk meanwhile. Where the cache has no room at once they are answered from memory, and written then.
 //!
 //! Locks: plain mutexes around the slots and the streams of a file, each held for a look or a note, none across an
 //! await, none while another is held, but for what is verified or unwritten, which is looked at under the slots.
@@ -53,7 +54,7 @@ const UNWRITTEN_AHEAD: u64 = 4;
 /// A chunk that somebody is getting.
 #[derive(Debug, Clone)]
 struct Slot {
-    outcome: watch::Receiver<Option<Outcome<Verified>>>,
+    outcome: watch::Receiver<Option<Outcome<Arrived>>>,
     /// Moves as long as it is worth waiting.
     progress: watch::Receiver<u64>,
 }
@@ -69,6 +70,15 @@ pub enum Wait {
     Coming(Coming),
 }
 
+/// Where a chunk is that somebody has got.
+#[derive(Debug, Clone)]
+pub enum Arrived {
+    /// It is verified in the file.
+    InFile,
+    /// It is verified, and the cache has not taken it, or not yet.
+    InMemory(Verified),
+}
+
 /// A chunk that is being got.
 #[derive(Debug)]
 pub struct Coming {
@@ -81,7 +91,23 @@ pub struct Coming {
 pub struct Claim {
     file: Arc<Chunked>,
     chunk: u64,
-    outcome: watch::Sender<Option<Outcome<Verified>>>,
+    outcome: watch::Sender<Option<Outcome<Arrived>>>,
+}
+
+/// What became of a chunk that was verified.
+#[derive(Debug)]
+pub enum Accepted {
+    /// All that could be done was; tells whether the file is complete with it.
+    Kept(bool),
+    /// Its readers have it, and it is still to be written.
+    Late(Late),
+}
+
+/// A chunk that is still to be written, and for which room may have to be made.
+#[derive(Debug)]
+pub struct Late {
+    claim: Claim,
+    chunk: VerifiedChunk,
 }
 
 impl Chunked {
@@ -187,11 +213,11 @@ impl Coming {
     }
 
     /// Waits for the chunk as long as there is progress.
-    pub async fn bytes(self, limits: &super::Limits) -> Result<Verified, FetchError> {
+    pub async fn arrived(self, limits: &super::Limits) -> Result<Arrived, FetchError> {
         let Self { mut slot, what } = self;
         let arrived = async {
             match slot.outcome.wait_for(Option::is_some).await.as_deref() {
-                Ok(Some(Ok(bytes))) => Ok(bytes.clone()),
+                Ok(Some(Ok(arrived))) => Ok(arrived.clone()),
                 Ok(Some(Err(error))) => Err(FetchError::Shared(error.clone())),
                 Ok(None) | Err(_) => Err(FetchError::Lost { what: what.clone() }),
             }
@@ -216,12 +242,13 @@ impl Claim {
     pub fn look(self) -> Result<bool, Self> {
         let in_memory = unwritten(&self.file.unwritten).pop(&(self.file.list().object(), self.chunk));
         if let Some(chunk) = in_memory {
-            self.tell(Ok(chunk.bytes().clone()));
-            return Ok(self.write(chunk));
+            return Ok(self.late(chunk).write());
         }
         match self.file.partial.look(&self.file.cache, self.chunk) {
             Ok(Some(found)) => {
-                self.tell(Ok(found.chunk.bytes().clone()));
+                // What was found in a lower cache may not have been kept here.
+                let is_here = self.file.partial.has(self.chunk);
+                self.tell(Ok(if is_here { Arrived::InFile } else { Arrived::InMemory(found.chunk.bytes().clone()) }));
                 Ok(found.completes)
             }
             Ok(None) => Err(self),
@@ -232,28 +259,43 @@ impl Claim {
         }
     }
 
-    /// Verifies the chunk's bytes, answers those who wait, then writes it. Blocks. Gives the claim back if they are not
-    /// the chunk's; tells whether the file is complete if they are.
-    pub fn accept(self, bytes: Unverified) -> Result<bool, (Self, Mismatch)> {
+    /// Verifies the chunk's bytes, writes them and answers those who wait. Blocks, but never for long. Gives the claim back
+    /// if they are not the chunk's. Nothing keeps them afterwards: they may lie in a buffer.
+    pub fn accept(self, bytes: Unverified) -> Result<Accepted, (Self, Mismatch)> {
         let chunk = match self.file.list().verify(self.chunk, bytes) {
             Some(Ok(chunk)) => chunk,
             Some(Err(mismatch)) => return Err((self, mismatch)),
             // Nobody waits for what is not there; the claim goes, which would tell them.
-            None => return Ok(false),
+            None => return Ok(Accepted::Kept(false)),
         };
-        self.tell(Ok(chunk.bytes().clone()));
-        Ok(self.write(chunk))
+        Ok(match self.file.partial.write_at_once(&self.file.cache, &chunk) {
+            Ok(Some(completes)) => {
+                let is_here = self.file.partial.has(self.chunk);
+                self.tell(Ok(if is_here { Arrived::InFile } else { Arrived::InMemory(chunk.bytes().copied()) }));
+                Accepted::Kept(completes)
+            }
+            Ok(None) => Accepted::Late(self.late(chunk.copied())),
+            Err(error) => {
+                let chunk = chunk.copied();
+                self.tell(Ok(Arrived::InMemory(chunk.bytes().clone())));
+                self.not_written(chunk, error);
+                Accepted::Kept(false)
+            }
+        })
     }
 
-    /// Writes a chunk, or keeps it in memory; tells whether that made the file complete.
-    fn write(&self, chunk: VerifiedChunk) -> bool {
-        self.file.partial.write(&self.file.cache, &chunk).unwrap_or_else(|error| {
-            error.unless_full(|error| {
-                tracing::warn!(%error, "the cache did not keep a verified chunk; it will be fetched again");
-            });
-            unwritten(&self.file.unwritten).put((chunk.object(), chunk.number()), chunk);
-            false
-        })
+    /// Answers those who wait from memory.
+    fn late(self, chunk: VerifiedChunk) -> Late {
+        self.tell(Ok(Arrived::InMemory(chunk.bytes().clone())));
+        Late { claim: self, chunk }
+    }
+
+    /// Keeps a chunk in memory.
+    fn not_written(&self, chunk: VerifiedChunk, error: CacheError) {
+        error.unless_full(|error| {
+            tracing::warn!(%error, "the cache did not keep a verified chunk; it will be fetched again");
+        });
+        unwritten(&self.file.unwritten).put((chunk.object(), chunk.number()), chunk);
     }
 
     /// Says that the chunk can't be had.
@@ -261,9 +303,36 @@ impl Claim {
         self.tell(Err(error));
     }
 
-    fn tell(&self, outcome: Outcome<Verified>) {
+    fn tell(&self, outcome: Outcome<Arrived>) {
         // Nobody may be waiting any more.
         let _ = self.outcome.send(Some(outcome));
+    }
+}
+
+impl Accepted {
+    /// Does what is left to do, which may take long. Blocks. Tells whether the file is complete.
+    pub fn finish(self) -> bool {
+        match self {
+            Self::Kept(completes) => completes,
+            Self::Late(late) => late.write(),
+        }
+    }
+}
+
+impl Late {
+    /// The file.
+    pub fn file(&self) -> &Arc<Chunked> {
+        &self.claim.file
+    }
+
+    /// Writes the chunk, or keeps it in memory; tells whether that made the file complete. Makes room for it where there is
+    /// none: blocks, maybe for long.
+    pub fn write(self) -> bool {
+        let Self { claim, chunk } = self;
+        claim.file.partial.write(&claim.file.cache, &chunk).unwrap_or_else(|error| {
+            claim.not_written(chunk, error);
+            false
+        })
     }
 }
 
@@ -279,16 +348,19 @@ fn unwritten(chunks: &Unwritten) -> MutexGuard<'_, LruCache<(ObjectDigest, u64),
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
     use crate::digest::Digest;
     use crate::fetch::Limits;
+    use crate::fetch::memory::Memory;
     use crate::fetch::open_files::OpenFiles;
 
     fn file() -> (tempfile::TempDir, Arc<Cache>, Arc<OpenFiles>, Arc<Chunked>) {
         let dir = tempfile::tempdir().expect("a directory");
         let cache = Arc::new(Cache::open(&dir.path().join("cache")).expect("a cache"));
         let list = ChunkList::new(3, Bytes::copy_from_slice(Digest::of(b"abc").as_bytes())).expect("one chunk");
-        let files = Arc::new(OpenFiles::default());
+        let files = Arc::new(OpenFiles::new(&Memory::new(32 << 20)));
         let file = files.get_or_open(&cache, list);
         (dir, cache, files, file)
     }
@@ -297,10 +369,16 @@ mod tests {
         file.claim(0, &watch::Sender::new(0))
     }
 
-    async fn bytes(wait: Wait) -> Result<Verified, FetchError> {
-        match wait {
-            Wait::Coming(coming) => coming.bytes(&Limits::default()).await,
-            Wait::Here | Wait::Memory(_) => panic!("it is not here yet"),
+    async fn bytes(file: &Chunked, wait: Wait) -> Result<Vec<u8>, FetchError> {
+        let Wait::Coming(coming) = wait else { panic!("it is not here yet") };
+        match coming.arrived(&Limits::default()).await? {
+            Arrived::InMemory(bytes) => Ok(bytes.bytes().to_vec()),
+            Arrived::InFile => {
+                let range = file.cached(&(0..file.list().size())).expect("it is in the file");
+                let mut bytes = vec![0; range.len() as usize];
+                range.file().read_exact_at(&mut bytes, range.offset()).expect("reads");
+                Ok(bytes)
+            }
         }
     }
 
@@ -314,9 +392,9 @@ mod tests {
         let (first, mine) = claim(&file);
         let (second, theirs) = claim(&file);
         assert!(second.is_none());
-        assert!(first.expect("the claim").accept(abc()).expect("its bytes"), "the file is complete");
-        assert_eq!(bytes(mine).await.expect("its bytes").bytes(), "abc");
-        assert_eq!(bytes(theirs).await.expect("its bytes").bytes(), "abc");
+        assert!(first.expect("the claim").accept(abc()).expect("its bytes").finish(), "the file is complete");
+        assert_eq!(bytes(&file, mine).await.expect("its bytes"), b"abc");
+        assert_eq!(bytes(&file, theirs).await.expect("its bytes"), b"abc");
         let (again, wait) = claim(&file);
         assert!(again.is_none() && matches!(wait, Wait::Here) && file.cached(&(1..3)).is_some());
         let same = files.get_or_open(&cache, file.list().clone());
@@ -330,8 +408,8 @@ mod tests {
         let (held, mismatch) =
             first.expect("the claim").accept(Unverified::new(&b"abd"[..])).expect_err("not its bytes");
         assert_eq!(mismatch.found, Digest::of(b"abd"));
-        held.accept(abc()).expect("its bytes");
-        assert_eq!(bytes(wait).await.expect("its bytes").bytes(), "abc");
+        held.accept(abc()).expect("its bytes").finish();
+        assert_eq!(bytes(&file, wait).await.expect("its bytes"), b"abc");
     }
 
     #[tokio::test]
@@ -339,11 +417,11 @@ mod tests {
         let (_dir, _cache, _files, file) = file();
         let (first, wait) = claim(&file);
         drop(first);
-        assert!(matches!(bytes(wait).await, Err(FetchError::Lost { .. })));
+        assert!(matches!(bytes(&file, wait).await, Err(FetchError::Lost { .. })));
         let (second, wait) = claim(&file);
         let error = FetchError::Lost { what: "on purpose".to_owned() };
         second.expect("free again").fail(Arc::new(error));
-        let told = bytes(wait).await.expect_err("refused");
+        let told = bytes(&file, wait).await.expect_err("refused");
         assert!(matches!(told.root(), FetchError::Lost { what } if what == "on purpose"));
         assert!(claim(&file).0.is_some());
     }
@@ -351,11 +429,11 @@ mod tests {
     #[tokio::test]
     async fn what_another_process_wrote_is_found_and_what_is_complete_is_committed() {
         let (_dir, cache, files, file) = file();
-        let other = OpenFiles::default().get_or_open(&cache, file.list().clone());
-        claim(&other).0.expect("the claim").accept(abc()).expect("its bytes");
+        let other = OpenFiles::new(&Memory::new(32 << 20)).get_or_open(&cache, file.list().clone());
+        claim(&other).0.expect("the claim").accept(abc()).expect("its bytes").finish();
         let (claim, wait) = claim(&file);
         assert!(claim.expect("not here yet").look().expect("is on the disk"), "it completes the file");
-        assert_eq!(bytes(wait).await.expect("its bytes").bytes(), "abc");
+        assert_eq!(bytes(&file, wait).await.expect("its bytes"), b"abc");
         files.commit(&cache, file.clone());
         let (name, size) = (file.list().object(), file.list().size());
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);

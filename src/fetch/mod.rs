@@ -136,15 +136,16 @@ pub const FILLS: usize = 4;
 impl Context {
     /// What the kits of a process share.
     pub fn new(cache: Arc<Cache>, limits: Limits, verify: Verify) -> Self {
+        let memory = Memory::new(limits.memory);
         Self {
             cache,
-            memory: Arc::new(Memory::new(limits.memory)),
+            files: Arc::new(OpenFiles::new(&memory)),
+            memory: Arc::new(memory),
             limits,
             verify,
             fills: Arc::new(Semaphore::new(FILLS)),
             fills_ahead: Arc::new(Semaphore::new(1)),
             moved: watch::Sender::new(()),
-            files: Arc::default(),
         }
     }
 
@@ -169,7 +170,8 @@ impl Context {
     }
 }
 
-/// Waits for `work`, but for no longer than the read timeout without progress.
+/// Waits for `work`, but for no longer than the read timeout without progress. Progress is looked for now and then: a wake
+/// for each of its steps would cost more than the steps.
 async fn while_progressing<T>(
     work: impl Future<Output = Result<T, FetchError>>,
     mut progress: watch::Receiver<u64>,
@@ -178,17 +180,28 @@ async fn while_progressing<T>(
 ) -> Result<T, FetchError> {
     /// A transfer gives up by itself after the read timeout, with the better error; this is the net below it.
     const NET: Duration = Duration::from_secs(5);
-    let patience = limits.read_timeout;
+    /// How often it is looked for, in the time that it may take.
+    const LOOKS: u32 = 16;
+    let patience = limits.read_timeout + NET;
+    let mut last = tokio::time::Instant::now();
     let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
             biased;
             outcome = &mut work => return outcome,
-            // Where the one who tells of progress has gone, only the outcome is left to wait for.
-            () = async { if progress.changed().await.is_err() { std::future::pending().await } } => {}
-            () = tokio::time::sleep(patience + NET) => {
-                return Err(FetchError::Timeout { what: what.to_owned(), after: patience, cause: None });
+            () = tokio::time::sleep(patience / LOOKS) => {}
+        }
+        match progress.has_changed() {
+            Ok(false) if last.elapsed() >= patience => {
+                return Err(FetchError::Timeout { what: what.to_owned(), after: limits.read_timeout, cause: None });
             }
+            Ok(false) => {}
+            Ok(true) => {
+                progress.mark_unchanged();
+                last = tokio::time::Instant::now();
+            }
+            // Where the one who tells of progress has gone, only the outcome is left to wait for.
+            Err(_) => return work.await,
         }
     }
 }

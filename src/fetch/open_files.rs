@@ -4,7 +4,6 @@
 //! Locks: a plain mutex around the map of files, one around those that wait; held for a look or a note, never both.
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use bytes::Bytes;
@@ -12,11 +11,10 @@ use lru::LruCache;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::chunks::{Chunked, Unwritten};
+use super::memory::Memory;
 use crate::cache::{Cache, Partial};
 use crate::object::{ChunkList, ObjectDigest};
 
-/// So many chunks are kept in memory for want of a disk: 32 MiB.
-const UNWRITTEN: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
 /// So many files may wait to be made durable, each with its descriptor, before those who would add to them wait as well;
 /// and so many may be filled that nobody asked for. Fewer where the process may open few: see [`share`].
 const WAITING: usize = 1024;
@@ -41,15 +39,6 @@ pub struct OpenFiles {
     unwritten: Arc<Unwritten>,
 }
 
-impl Default for OpenFiles {
-    fn default() -> Self {
-        let unwritten = Arc::new(Mutex::new(LruCache::new(UNWRITTEN)));
-        let most = share(WAITING);
-        let neighbours = Arc::new(Semaphore::new(most));
-        Self { files: Mutex::default(), complete: Mutex::default(), fewer: Notify::new(), most, neighbours, unwritten }
-    }
-}
-
 #[derive(Debug, Default)]
 struct Complete {
     waiting: Vec<Arc<Chunked>>,
@@ -60,6 +49,14 @@ struct Complete {
 }
 
 impl OpenFiles {
+    /// None yet. Chunks that the cache can't take have their part of the budget.
+    pub fn new(memory: &Memory) -> Self {
+        let unwritten = Arc::new(Mutex::new(LruCache::new(memory.unwritten())));
+        let most = share(WAITING);
+        let neighbours = Arc::new(Semaphore::new(most));
+        Self { files: Mutex::default(), complete: Mutex::default(), fewer: Notify::new(), most, neighbours, unwritten }
+    }
+
     /// The file of this content, if it is being filled.
     pub fn get(&self, object: &ObjectDigest) -> Option<Arc<Chunked>> {
         self.files().get(object).and_then(Weak::upgrade)

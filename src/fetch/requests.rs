@@ -1,17 +1,20 @@
 //! Getting chunks that are missing: from the disk if they are there after all, else by range, neighbours together.
 //!
-//! Bytes are verified on blocking threads while more of them arrive. A chunk that is not what its digest says is fetched
-//! once more, from the next source or anew from the last; then its readers get the error, and nobody else.
+//! A request is one worker: it receives a chunk into its one buffer, hashes it, writes it and answers its readers, and
+//! then receives the next into the same memory; several requests at once keep the wire, the hash and the disk busy. A chunk
+//! that is not what its digest says is fetched once more, from the next source or anew from the last; then its readers get
+//! the error, and nobody else.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
+use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::chunks::{Chunked, Claim};
+use super::chunks::{Accepted, Chunked, Claim};
+use super::memory::{Buffer, Place};
 use super::transfer::Transfer;
 use super::{Context, FetchError};
 use crate::digest::{Mismatch, Unverified};
@@ -66,9 +69,17 @@ impl Supply {
     /// that became complete.
     pub async fn get(self, wants: Vec<Want>) -> Vec<Arc<Chunked>> {
         let (wants, mut complete) = on_disk(wants).await;
-        let mut requests: FuturesUnordered<_> = joined(wants).into_iter().map(|wants| self.request(wants)).collect();
-        while let Some(completed) = requests.next().await {
-            complete.extend(completed);
+        let mut requests = JoinSet::new();
+        for wants in joined(wants) {
+            let supply = self.clone();
+            requests.spawn(async move { supply.request(wants).await });
+        }
+        while let Some(ended) = requests.join_next().await {
+            complete.extend(ended.unwrap_or_else(|panic| {
+                // The claims went with it, which told those who wait.
+                tracing::error!(%panic, "chunks were lost");
+                Vec::new()
+            }));
         }
         for file in &complete {
             self.context.files.commit(&self.context.cache, file.clone());
@@ -84,11 +95,12 @@ impl Supply {
             None => None,
         };
         let Ok(_permit) = self.permits.acquire().await else { return Vec::new() };
+        let place = self.context.memory.chunks().place().await;
         let mut complete = Vec::new();
         let mut missed: Vec<(Want, Option<Miss>)> = wants.into_iter().map(|want| (want, None)).collect();
         for transfer in &self.transfers {
             let wants = missed.into_iter().map(|(want, _)| want).collect();
-            missed = attempts(transfer, wants, &mut complete).await;
+            missed = attempts(transfer, &place, wants, &mut complete).await;
             if missed.is_empty() {
                 return complete;
             }
@@ -99,7 +111,7 @@ impl Supply {
                 |(want, miss): &(Want, Option<Miss>)| want.false_times == 1 && matches!(miss, Some(Miss::False(..)));
             let (again, lost): (Vec<_>, Vec<_>) = missed.into_iter().partition(once);
             let again = again.into_iter().map(|(want, _)| want).collect();
-            missed = attempts(last, again, &mut complete).await;
+            missed = attempts(last, &place, again, &mut complete).await;
             missed.extend(lost);
         }
         for (Want { claim, .. }, miss) in missed {
@@ -161,102 +173,120 @@ pub fn joins(request: &Range<u64>, next: &Range<u64>) -> bool {
 /// One attempt at each want; what is left between them after an earlier attempt is not read again.
 async fn attempts(
     transfer: &Transfer,
+    place: &Place,
     wants: Vec<Want>,
     complete: &mut Vec<Arc<Chunked>>,
 ) -> Vec<(Want, Option<Miss>)> {
     let mut missed = Vec::new();
     for wants in joined(wants) {
-        missed.extend(attempt(transfer, wants, complete).await);
+        missed.extend(attempt(transfer, place, wants, complete).await);
     }
     missed
 }
 
 /// One ranged request.
-async fn attempt(transfer: &Transfer, wants: Vec<Want>, complete: &mut Vec<Arc<Chunked>>) -> Vec<(Want, Option<Miss>)> {
+async fn attempt(
+    transfer: &Transfer,
+    place: &Place,
+    wants: Vec<Want>,
+    complete: &mut Vec<Arc<Chunked>>,
+) -> Vec<(Want, Option<Miss>)> {
     let (Some(first), Some(last)) = (wants.first(), wants.last()) else { return Vec::new() };
     let span = first.at.start..last.at.end;
-    let mut assembly = Assembly::new(wants, span.start);
-    let transferred = transfer.each_piece(span, |piece| assembly.push(&piece)).await;
-    let Assembly { mut verifying, open, waiting, .. } = assembly;
-    let mut missed = Vec::new();
-    while let Some(verified) = verifying.join_next().await {
-        let all = verified.unwrap_or_else(|panic| {
-            // The claims went with it, which told those who wait.
-            tracing::error!(%panic, "chunks were lost");
-            Vec::new()
-        });
-        for checked in all {
-            match checked {
-                Ok(completed) => complete.extend(completed),
-                Err((want, mismatch)) => missed.push((want, Some(Miss::False(mismatch, transfer.source.name())))),
-            }
-        }
+    let mut assembly = Assembly::new(wants, span.start, place);
+    let transferred = transfer.each_piece(span, |piece| assembly.push(piece.peek())).await;
+    let Assembly { waiting, mut late, .. } = assembly;
+    complete.append(&mut assembly.complete);
+    while let Some(written) = late.join_next().await {
+        // Should it panic, the chunk was answered all the same, and is fetched again.
+        complete.extend(written.ok().flatten());
     }
+    let is_false = |(want, mismatch)| (want, Some(Miss::False(mismatch, transfer.source.name())));
+    let mut missed: Vec<_> = assembly.missed.into_iter().map(is_false).collect();
     let error = transferred.err().map(Arc::new);
-    let left = open.map(|(want, _)| want).into_iter().chain(waiting);
-    missed.extend(left.map(|want| (want, error.clone().map(Miss::Error))));
+    missed.extend(waiting.into_iter().map(|want| (want, error.clone().map(Miss::Error))));
     missed.sort_by_key(|(want, _)| want.at.start);
     missed
+}
+
+/// Puts chunks together from the pieces of a stream, verifies them and keeps them.
+struct Assembly<'a> {
+    /// Where the next piece begins in the layer.
+    position: u64,
+    /// Those that are still to come; the first is being put together.
+    waiting: VecDeque<Want>,
+    /// What is here of the first.
+    open: Option<Buffer>,
+    place: &'a Place,
+    /// Files that are complete now.
+    complete: Vec<Arc<Chunked>>,
+    /// Chunks that are not what they should be.
+    missed: Vec<(Want, Mismatch)>,
+    /// Chunks that room is made for: the file, if it is complete with it.
+    late: JoinSet<Option<Arc<Chunked>>>,
+}
+
+impl<'a> Assembly<'a> {
+    fn new(wants: Vec<Want>, position: u64, place: &'a Place) -> Self {
+        Self {
+            position,
+            waiting: wants.into(),
+            open: None,
+            place,
+            complete: Vec::new(),
+            missed: Vec::new(),
+            late: JoinSet::new(),
+        }
+    }
+
+    fn push(&mut self, mut bytes: &[u8]) {
+        while let Some(want) = self.waiting.front() {
+            // What lies between two chunks is read over.
+            let skipped = want.at.start.saturating_sub(self.position).min(bytes.len() as u64);
+            self.position += skipped;
+            bytes = &bytes[skipped as usize..];
+            let taken = want.at.end.saturating_sub(self.position).min(bytes.len() as u64);
+            self.position += taken;
+            let (taken, rest) = bytes.split_at(taken as usize);
+            bytes = rest;
+            let open = self.open.get_or_insert_with(|| self.place.buffer());
+            open.push(taken);
+            if self.position < want.at.end {
+                return;
+            }
+            if let (Some(want), Some(buffer)) = (self.waiting.pop_front(), self.open.take()) {
+                self.accept(want, Bytes::from_owner(buffer));
+            }
+        }
+        self.position += bytes.len() as u64;
+    }
+
+    fn accept(&mut self, want: Want, bytes: Bytes) {
+        let file = want.claim.file().clone();
+        match accept(want, bytes) {
+            Ok(Accepted::Kept(completes)) => self.complete.extend(completes.then_some(file)),
+            Ok(Accepted::Late(late)) => {
+                self.late.spawn_blocking(move || late.write().then_some(file));
+            }
+            Err(missed) => self.missed.push(missed),
+        }
+    }
+}
+
+/// Hashes a chunk, writes it and answers its readers; gives the want back if its bytes are false. Blocks.
+fn accept(want: Want, bytes: Bytes) -> Result<Accepted, (Want, Mismatch)> {
+    let Want { claim, at, false_times } = want;
+    let taken = claim.accept(Unverified::new(bytes));
+    taken.map_err(|(claim, mismatch)| (Want { claim, at, false_times: false_times + 1 }, mismatch))
 }
 
 /// What became of a chunk's bytes: the file, if it is complete with them; or the want again, where they are false.
 pub(super) type Checked = Result<Option<Arc<Chunked>>, (Want, Mismatch)>;
 
-/// Puts chunks together from the pieces of a stream.
-struct Assembly {
-    /// Where the next piece begins in the layer.
-    position: u64,
-    /// The chunk that is being put together.
-    open: Option<(Want, Vec<u8>)>,
-    /// Those that come later.
-    waiting: std::vec::IntoIter<Want>,
-    verifying: JoinSet<Vec<Checked>>,
-}
-
-impl Assembly {
-    fn new(wants: Vec<Want>, position: u64) -> Self {
-        Self { position, open: None, waiting: wants.into_iter(), verifying: JoinSet::new() }
-    }
-
-    fn push(&mut self, piece: &Unverified) {
-        let bytes = piece.peek();
-        let range = self.position..self.position + bytes.len() as u64;
-        self.position = range.end;
-        // Many small files may end in one piece; they go to one thread.
-        let mut whole = Vec::new();
-        loop {
-            let Some((want, mut buffer)) = self.open.take().or_else(|| {
-                let want = self.waiting.next()?;
-                let buffer = Vec::with_capacity((want.at.end - want.at.start) as usize);
-                Some((want, buffer))
-            }) else {
-                break;
-            };
-            let from = range.start.max(want.at.start + buffer.len() as u64).min(range.end);
-            let to = range.end.min(want.at.end);
-            if from < to {
-                buffer.extend_from_slice(&bytes[(from - range.start) as usize..(to - range.start) as usize]);
-            }
-            if want.at.end > range.end {
-                self.open = Some((want, buffer));
-                break;
-            }
-            whole.push((want, buffer));
-        }
-        if !whole.is_empty() {
-            self.verifying.spawn_blocking(move || whole.into_iter().map(|(want, bytes)| verify(want, bytes)).collect());
-        }
-    }
-}
-
 /// Hashes a chunk, answers its readers and writes it. Blocks.
 pub(super) fn verify(want: Want, bytes: Vec<u8>) -> Checked {
-    let Want { claim, at, false_times } = want;
-    let file = claim.file().clone();
-    match claim.accept(Unverified::new(bytes)) {
-        Ok(completes) => Ok(completes.then_some(file)),
-        Err((claim, mismatch)) => Err((Want { claim, at, false_times: false_times + 1 }, mismatch)),
-    }
+    let file = want.claim.file().clone();
+    Ok(accept(want, bytes.into())?.finish().then_some(file))
 }
 
 #[cfg(test)]

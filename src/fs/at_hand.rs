@@ -108,6 +108,7 @@ mod tests {
 
     use super::*;
     use crate::cache::Cache;
+    use crate::fetch::memory::Memory;
     use crate::fetch::open_files::OpenFiles;
     use crate::object::ChunkList;
 
@@ -116,7 +117,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let cache = Arc::new(Cache::open(&dir.path().join("cache")).expect("a cache"));
         let list = ChunkList::new(0, bytes::Bytes::new()).expect("no chunks");
-        let file = OpenFiles::default().get_or_open(&cache, list);
+        let file = OpenFiles::new(&Memory::new(32 << 20)).get_or_open(&cache, list);
         let (files, at) = (AtHand::new(), (0, 7));
         assert_eq!(files.opened(at), Found { is_first: true, is_at_hand: false });
         let (_, moment) = files.get(at);

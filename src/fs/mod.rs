@@ -28,6 +28,7 @@ use ways::{Allowed, Ways};
 
 use crate::archive::EntryKind;
 use crate::fetch::listing::{Listing, Probe};
+use crate::fetch::memory::Memory;
 use crate::fetch::{Context, FetchError, Kit};
 use crate::path::TreePath;
 pub use crate::tree::NodeKind;
@@ -173,6 +174,11 @@ impl Fs {
     /// Contradictions between layers that were found while listing them, in words: the first hundred.
     pub fn conflicts(&self) -> Vec<String> {
         self.conflicts.lock().unwrap_or_else(|held| held.into_inner()).clone()
+    }
+
+    /// What content on its way may take of memory.
+    pub fn memory(&self) -> &Memory {
+        &self.context.memory
     }
 
     /// What is fetched before it is asked for, if anything is.

@@ -1,36 +1,31 @@
 //! Bytes of a file on the local disk, for a read's reply.
 //!
 //! - What is in the page cache is answered where the request is: `preadv2` with `RWF_NOWAIT` never waits for the disk.
-//! - The rest is read on the blocking pool, at most `READS` at once, so memory is bounded whatever the load.
-//! - Buffers are reused, last in, first out: fresh memory for each read cost a quarter of the throughput.
+//! - The rest is read on the blocking pool, as many at once as the budget has buffers for replies.
+//! - A buffer is held for one read and one answer, and who waits for one holds none.
 
 use std::fs::File;
 use std::io;
-use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rustix::io::ReadWriteFlags;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
 use crate::fetch::chunks::Piece;
+use crate::fetch::memory::{BUFFER, Buffers, Place};
 
 /// The largest read that the kernel is told to send; see `max_write` in `init`.
-pub(super) const MAX_READ: u32 = 1 << 20;
-/// Reads that may wait for the disk at once, and buffers that are kept: 32 MiB in all.
-const READS: usize = 32;
+pub(super) const MAX_READ: u32 = BUFFER as u32;
 
 pub(super) struct Disk {
     runtime: Handle,
-    permits: Arc<Semaphore>,
-    // A mutex, as it is held for a push or a pop.
-    buffers: Mutex<Vec<Vec<u8>>>,
+    buffers: Arc<Buffers>,
 }
 
 impl Disk {
-    pub(super) fn new(runtime: Handle) -> Arc<Self> {
-        Arc::new(Self { runtime, permits: Arc::new(Semaphore::new(READS)), buffers: Mutex::default() })
+    pub(super) fn new(runtime: Handle, buffers: Arc<Buffers>) -> Arc<Self> {
+        Arc::new(Self { runtime, buffers })
     }
 
     /// Reads `len` bytes at `offset` and hands them to `reply`, all of them or an error.
@@ -41,16 +36,13 @@ impl Disk {
         len: usize,
         reply: impl FnOnce(io::Result<&[u8]>) + Send + 'static,
     ) {
-        let mut buffer = self.buffer(len);
-        if read_resident(&file, offset, &mut buffer) {
-            return reply(Ok(&buffer));
+        if let Some(place) = self.buffers.place_now()
+            && let Some(buffer) = place.buffer().first(len)
+            && read_resident(&file, offset, buffer)
+        {
+            return reply(Ok(buffer));
         }
-        drop(buffer);
-        self.off_thread(move |disk| {
-            let mut buffer = disk.buffer(len);
-            let outcome = file.read_exact_at(&mut buffer, offset);
-            reply(outcome.map(|()| &*buffer));
-        });
+        self.off_thread(len, move |buffer| file.read_exact_at(buffer, offset), reply);
     }
 
     /// Hands the bytes of all pieces, one after the other, to `reply`.
@@ -62,36 +54,36 @@ impl Disk {
             }
             _ => {}
         }
-        self.off_thread(move |disk| {
-            let mut buffer = disk.buffer(pieces.iter().map(length).sum());
-            let outcome = fill(&mut buffer, &pieces);
-            reply(outcome.map(|()| &*buffer));
-        });
+        self.off_thread(pieces.iter().map(length).sum(), move |buffer| fill(buffer, &pieces), reply);
     }
 
-    /// Runs work that may wait for the disk, when it is its turn.
-    fn off_thread(self: &Arc<Self>, work: impl FnOnce(&Arc<Self>) + Send + 'static) {
+    /// Fills `len` bytes, which may wait for the disk, when there is a buffer for them.
+    fn off_thread(
+        self: &Arc<Self>,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> io::Result<()> + Send + 'static,
+        reply: impl FnOnce(io::Result<&[u8]>) + Send + 'static,
+    ) {
         let disk = Arc::clone(self);
         self.runtime.spawn(async move {
-            let Ok(permit) = Arc::clone(&disk.permits).acquire_owned().await else {
-                return; // The semaphore is never closed; and a dropped reply answers EIO.
-            };
-            disk.runtime.clone().spawn_blocking(move || {
-                work(&disk);
-                drop(permit);
-            });
+            let place = disk.buffers.place().await;
+            disk.runtime.spawn_blocking(move || reply_from(&place, len, fill, reply));
         });
     }
+}
 
-    fn buffer(self: &Arc<Self>, len: usize) -> Buffer {
-        let mut bytes = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        // Always the whole of it, so that a reused buffer is never cleared again; untouched pages cost nothing.
-        let size = len.max(MAX_READ as usize);
-        if bytes.len() < size {
-            bytes = vec![0; size];
-        }
-        Buffer { disk: Arc::clone(self), bytes, len }
-    }
+/// Fills `len` bytes of a buffer and hands them to `reply`.
+fn reply_from(
+    place: &Place,
+    len: usize,
+    fill: impl FnOnce(&mut [u8]) -> io::Result<()>,
+    reply: impl FnOnce(io::Result<&[u8]>),
+) {
+    let mut buffer = place.buffer();
+    // The kernel was told so; what it asks for beyond is refused and not cut short.
+    let too_long = || io::Error::new(io::ErrorKind::InvalidInput, format!("a read of {len} bytes at once"));
+    let outcome = buffer.first(len).ok_or_else(too_long).and_then(|bytes| fill(bytes).map(|()| &*bytes));
+    reply(outcome);
 }
 
 fn length(piece: &Piece) -> usize {
@@ -129,38 +121,10 @@ fn read_resident(file: &File, offset: u64, buffer: &mut [u8]) -> bool {
     true
 }
 
-/// A buffer of the pool; it goes back when it is dropped.
-struct Buffer {
-    disk: Arc<Disk>,
-    bytes: Vec<u8>,
-    len: usize,
-}
-
-impl Deref for Buffer {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-}
-
-impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[..self.len]
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        let mut buffers = self.disk.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-        if buffers.len() < READS {
-            buffers.push(std::mem::take(&mut self.bytes));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fetch::memory::Memory;
     use std::io::Write as _;
     use std::sync::mpsc;
     use std::time::Duration;
@@ -170,10 +134,14 @@ mod tests {
         let mut file = tempfile::tempfile().expect("file");
         file.write_all(b"0123456789").expect("write");
         let (sender, receiver) = mpsc::channel();
-        Disk::new(runtime.handle().clone()).read(Arc::new(file), offset, len, move |outcome| {
+        let memory = Memory::new(32 << 20);
+        let disk = Disk::new(runtime.handle().clone(), memory.replies().clone());
+        disk.read(Arc::new(file), offset, len, move |outcome| {
             sender.send(outcome.map(<[u8]>::to_vec).map_err(|cause| cause.kind())).expect("send");
         });
-        receiver.recv_timeout(Duration::from_secs(10)).expect("an answer")
+        let answer = receiver.recv_timeout(Duration::from_secs(10)).expect("an answer");
+        assert!(memory.replies().place_now().is_some());
+        answer
     }
 
     #[test]
@@ -189,10 +157,24 @@ mod tests {
     }
 
     #[test]
-    fn buffers_are_reused() {
+    fn more_than_a_buffer_holds_is_refused_and_not_cut_short() {
+        assert_eq!(read(0, BUFFER + 1), Err(io::ErrorKind::InvalidInput));
+    }
+
+    #[test]
+    fn a_read_that_finds_no_buffer_waits_for_one() {
         let runtime = tokio::runtime::Runtime::new().expect("runtime");
-        let disk = Disk::new(runtime.handle().clone());
-        let first = disk.buffer(10).as_ptr();
-        assert_eq!(first, disk.buffer(MAX_READ as usize).as_ptr());
+        let memory = Memory::new(32 << 20);
+        let mut places: Vec<_> = std::iter::from_fn(|| memory.replies().place_now()).collect();
+        let mut file = tempfile::tempfile().expect("file");
+        file.write_all(b"0123456789").expect("write");
+        let (sender, receiver) = mpsc::channel();
+        let disk = Disk::new(runtime.handle().clone(), memory.replies().clone());
+        disk.read(Arc::new(file), 3, 2, move |outcome| {
+            sender.send(outcome.map(<[u8]>::to_vec).map_err(|cause| cause.kind())).expect("send");
+        });
+        assert!(receiver.recv_timeout(Duration::from_millis(50)).is_err());
+        places.pop();
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(10)).expect("an answer"), Ok(b"34".to_vec()));
     }
 }

@@ -50,7 +50,7 @@ impl Session {
     pub fn handshake(fs: Arc<Fs>, runtime: Handle, device: OwnedFd) -> io::Result<Self> {
         let mut config = fuser::Config::default();
         config.n_threads = Some(EVENT_THREADS);
-        let disk = disk::Disk::new(runtime.clone());
+        let disk = disk::Disk::new(runtime.clone(), Arc::clone(fs.memory().replies()));
         let ours = device.as_fd().try_clone_to_owned()?;
         let sample = sample(&fs);
         let adapter =

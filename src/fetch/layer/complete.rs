@@ -309,7 +309,7 @@ impl LayerFetch {
             wants.extend(claim.map(|claim| Want::new(claim, part.at.clone())));
             if let Wait::Coming(coming) = wait {
                 let (is_ours, limits) = (coming.is_told_by(&self.progress), &self.context.limits);
-                comings.push(async move { (part, is_ours, coming.bytes(limits).await.map(drop)) });
+                comings.push(async move { (part, is_ours, coming.arrived(limits).await.map(drop)) });
             }
         }
         let supply = Supply {

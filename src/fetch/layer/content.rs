@@ -18,7 +18,7 @@ use super::{Known, LayerFetch, RowContent};
 use crate::archive::index::{Chunks, Head, Index};
 use crate::cache::{Cache, Object};
 use crate::fetch::FetchError;
-use crate::fetch::chunks::{Chunked, Piece, Wait};
+use crate::fetch::chunks::{Arrived, Chunked, Piece, Wait};
 use crate::fetch::flight::Flight;
 use crate::fetch::requests::{self, GAP, Supply, Want};
 use crate::fetch::sequence::Reading;
@@ -123,16 +123,12 @@ impl LayerFetch {
         let mut pieces = Vec::new();
         for (within, wait) in waits {
             let wanted = range.start.max(within.start)..range.end.min(within.end);
-            let bytes = match wait {
-                Wait::Here => {
-                    let lost = || FetchError::Lost { what: format!("a chunk of object {}", file.list().object()) };
-                    pieces.push(Piece::File(file.cached(&wanted).ok_or_else(lost)?));
-                    continue;
-                }
-                Wait::Memory(bytes) => bytes,
+            let arrived = match wait {
+                Wait::Here => Arrived::InFile,
+                Wait::Memory(bytes) => Arrived::InMemory(bytes),
                 Wait::Coming(coming) => {
                     let is_ours = coming.is_told_by(&self.progress);
-                    coming.bytes(&self.context.limits).await.map_err(|error| {
+                    coming.arrived(&self.context.limits).await.map_err(|error| {
                         if !is_ours {
                             return Failed::Elsewhere(error);
                         }
@@ -141,8 +137,19 @@ impl LayerFetch {
                     })?
                 }
             };
-            let (start, end) = (wanted.start - within.start, wanted.end - within.start);
-            pieces.push(Piece::Memory(bytes.slice(start as usize..end as usize)));
+            pieces.push(match arrived {
+                Arrived::InFile => {
+                    let lost = || FetchError::Lost { what: format!("a chunk of object {}", file.list().object()) };
+                    Piece::File(file.cached(&wanted).ok_or_else(lost)?)
+                }
+                Arrived::InMemory(bytes) => {
+                    let (start, end) = (wanted.start - within.start, wanted.end - within.start);
+                    Piece::Memory(bytes.slice(start as usize..end as usize))
+                }
+            });
+        }
+        if let Some(cached) = file.cached(range) {
+            return Ok(vec![Piece::File(cached)]);
         }
         Ok(pieces)
     }
