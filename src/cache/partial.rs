@@ -85,6 +85,11 @@ impl Partial {
         is_right.then(|| Object::completed(file.clone(), size))
     }
 
+    /// How many chunks this process has not verified in this file.
+    pub fn left(&self) -> u64 {
+        self.chunks().left as u64
+    }
+
     /// Whether the file has no holes, so that all of it may be there, though this process has not hashed all of it.
     pub fn may_be_whole(&self) -> bool {
         let Some(file) = self.file.get().filter(|_| !self.is_complete()) else { return false };

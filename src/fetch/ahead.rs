@@ -1,129 +1,131 @@
-//! What to fetch before it is asked for: sequential streams on one file, shared by all who read it.
+//! What to fetch before it is asked for: which parts of a content were read, and what is likely to be read next. One for
+//! all who read it; the content of a file, or that of a layer's small files one after the other.
 //!
-//! A read that goes on where an earlier one ended belongs to its stream; any other begins one. The window of a stream
-//! doubles with each chunk that it goes on, so that random reads fetch nothing but their chunks.
+//! Readers are not told apart. What tells that somebody reads on is what lies before a read: where more than half of it was
+//! read too, the window is four times as wide as that. So it doubles, and doubles again, with each step of a stream; and it
+//! is the same whether one thread reads or sixteen in stripes, in whatever order the kernel's own read-ahead brings their
+//! reads, and whether a map is touched page by page or with gaps. Before a random read nothing was read, and it gets its
+//! chunk and no more.
 
 use std::ops::Range;
 
-/// The widest window in chunks: two requests of the longest kind.
-pub const WIDEST: u64 = 32;
-/// Streams that are remembered: as many as ranks or threads that read one file; a random read takes the place of the
-/// stream that has been quiet for longest.
-const STREAMS: usize = 32;
+use crate::object::CHUNK_SIZE;
 
-/// The streams of one file, the one read last at the end. All numbers count chunks.
+/// The widest window, in chunks: at 20 ms and a gigabyte a second 20 MiB are on their way, at 100 ms 100 MiB, and beyond
+/// 64 MiB before the reader no rate grew on loopback.
+pub const WIDEST: u64 = 64;
+/// What is noted as read: an eighth of a chunk, the kernel's usual read-ahead. Finer than a chunk, so that small reads that
+/// come to lie in neighbouring chunks by chance are not taken for a stream.
+const BLOCK: u64 = CHUNK / 8;
+const CHUNK: u64 = CHUNK_SIZE as u64;
+/// The window is so many times as wide as what was read before it: from the first chunk to the widest window in three
+/// steps, each of which costs a round trip.
+const FACTOR: u64 = 4;
+/// So far back is looked, in blocks: over the stripes of 2 MiB that sixteen threads are in at once, and as many again.
+const BACK: u64 = 64 * CHUNK / BLOCK;
+
+/// What was read of a content, and what was asked for.
 #[derive(Debug, Default)]
-pub struct Streams(Vec<Stream>);
-
-#[derive(Debug)]
-struct Stream {
-    /// Where the last read ended.
-    next: u64,
-    /// What has been asked for ends here.
-    asked: u64,
-    window: u64,
+pub struct Streams {
+    /// Blocks that were read.
+    read: Bits,
+    /// Chunks that were asked for.
+    asked: Bits,
 }
 
 impl Streams {
-    /// Notes a read of these chunks of a file of `count`; tells which ones behind it should be asked for now, at most
-    /// `widest`.
-    pub fn read(&mut self, chunks: &Range<u64>, count: u64, widest: u64) -> Range<u64> {
-        // Several reads may lie in one chunk, and those of one reader may overtake each other.
-        let goes_on = |stream: &Stream| (chunks.start..=chunks.end).contains(&stream.next);
-        let mut stream = match self.0.iter().rposition(goes_on) {
-            Some(at) => self.0.remove(at),
-            None => {
-                if self.0.len() == STREAMS {
-                    self.0.remove(0);
-                }
-                Stream { next: chunks.end, asked: chunks.end, window: 0 }
-            }
-        };
-        let advanced = chunks.end.saturating_sub(stream.next);
-        stream.next = stream.next.max(chunks.end);
-        stream.asked = stream.asked.max(stream.next);
-        for _ in 0..advanced.min(WIDEST) {
-            stream.window = (stream.window * 2).clamp(1, WIDEST);
-        }
-        let window = stream.window.min(widest);
-        let end = count.min(stream.next + window);
-        // In halves of the window, so that there are few requests and always one under way.
-        let is_due = stream.asked - stream.next <= window / 2;
-        let ahead = stream.asked..if is_due { end } else { stream.asked };
-        stream.asked = stream.asked.max(ahead.end);
-        self.0.push(stream);
-        ahead
+    /// Notes a read of these bytes of content of `size`; tells which chunks behind it should be asked for now, at most
+    /// `widest`. Some of them may have been. Who asks says so with [`Streams::asked`].
+    pub fn read(&mut self, range: &Range<u64>, size: u64, widest: u64) -> Range<u64> {
+        let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
+        self.read.set(blocks.clone());
+        let next = range.end.div_ceil(CHUNK);
+        let window = widest.min(self.run(blocks.start) * FACTOR * BLOCK / CHUNK);
+        let end = size.div_ceil(CHUNK).min(next + window);
+        let first = self.asked.first_unset(next);
+        // In halves of the window, so that requests are few and one is always under way.
+        let is_due = first < end && (first - next) * 2 <= window;
+        if is_due { first..end } else { next..next }
     }
+
+    /// Notes that chunks are asked for.
+    pub fn asked(&mut self, chunks: Range<u64>) {
+        self.asked.set(chunks);
+    }
+
+    /// Notes that chunks that were asked for do not come.
+    pub fn given_up(&mut self, chunks: Range<u64>) {
+        self.asked.unset(chunks);
+    }
+
+    /// Notes that a chunk is missing when it is read. Where it was asked for before, it has come and gone, and what else
+    /// was read may have gone too.
+    pub fn missed(&mut self, chunk: u64) {
+        if self.asked.is_set(chunk) {
+            *self = Self::default();
+        }
+    }
+
+    /// How many blocks were read in the longest stretch before a block of which more than half was.
+    fn run(&self, block: u64) -> u64 {
+        let lengths = std::iter::successors(Some(1), |len| Some(len * 2)).take_while(|len| *len <= BACK);
+        let read = |len: u64| (len, self.read.count(block.saturating_sub(len)..block));
+        lengths.map(read).filter(|(len, read)| read * 2 > *len).map(|(_, read)| read).max().unwrap_or_default()
+    }
+}
+
+/// A set of small numbers.
+#[derive(Debug, Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn is_set(&self, at: u64) -> bool {
+        self.0.get((at / 64) as usize).is_some_and(|word| word >> (at % 64) & 1 == 1)
+    }
+
+    fn set(&mut self, range: Range<u64>) {
+        let words = range.end.div_ceil(64) as usize;
+        if !range.is_empty() && self.0.len() < words {
+            self.0.resize(words, 0);
+        }
+        self.words(range, |word, mask| *word |= mask);
+    }
+
+    fn unset(&mut self, range: Range<u64>) {
+        self.words(range, |word, mask| *word &= !mask);
+    }
+
+    /// Of those that are held.
+    fn words(&mut self, range: Range<u64>, change: impl Fn(&mut u64, u64)) {
+        for (at, mask) in masks(range) {
+            let Some(word) = self.0.get_mut(at) else { break };
+            change(word, mask);
+        }
+    }
+
+    fn count(&self, range: Range<u64>) -> u64 {
+        let held = masks(range).map_while(|(at, mask)| Some(self.0.get(at)? & mask));
+        held.map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    fn first_unset(&self, from: u64) -> u64 {
+        let unset = masks(from..self.0.len() as u64 * 64).find_map(|(at, mask)| {
+            let open = !self.0.get(at)? & mask;
+            (open != 0).then(|| at as u64 * 64 + u64::from(open.trailing_zeros()))
+        });
+        unset.unwrap_or_else(|| from.max(self.0.len() as u64 * 64))
+    }
+}
+
+/// The words that hold a range, with its bits in each.
+fn masks(range: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
+    (range.start / 64..range.end.div_ceil(64).max(range.start / 64)).map(move |at| {
+        let from = range.start.saturating_sub(at * 64).min(63);
+        let to = (range.end - at * 64).min(64);
+        (at as usize, (u64::MAX >> (64 - to)) & (u64::MAX << from))
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What reads of one chunk after the other ask for, one after the other.
-    fn asked(streams: &mut Streams, chunks: Range<u64>, count: u64) -> Vec<Range<u64>> {
-        let asked = chunks.map(|chunk| streams.read(&(chunk..chunk + 1), count, WIDEST));
-        asked.filter(|ahead| !ahead.is_empty()).collect()
-    }
-
-    #[test]
-    fn random_reads_ask_for_nothing_more() {
-        let mut streams = Streams::default();
-        for chunk in [500, 3, 77, 200, 9, 600, 502] {
-            assert!(streams.read(&(chunk..chunk + 1), 1000, WIDEST).is_empty(), "{chunk}");
-            assert!(streams.read(&(chunk..chunk + 1), 1000, WIDEST).is_empty(), "{chunk}, again");
-        }
-    }
-
-    #[test]
-    fn a_sequential_reader_gets_everything_asked_for_once_in_ever_larger_pieces() {
-        let mut streams = Streams::default();
-        let asked = asked(&mut streams, 0..300, 300);
-        assert_eq!(asked[0].start, 2, "the second chunk shows that it is sequential");
-        for pair in asked.windows(2) {
-            assert_eq!(pair[0].end, pair[1].start);
-        }
-        assert_eq!(asked.last().expect("some").end, 300, "not beyond the end");
-        let longest = asked.iter().map(|ahead| ahead.end - ahead.start).max();
-        assert!(longest.is_some_and(|longest| (WIDEST / 2..=WIDEST).contains(&longest)), "{asked:?}");
-        assert!(asked.len() < 30, "{asked:?}");
-    }
-
-    #[test]
-    fn a_window_that_is_narrowed_meanwhile_asks_for_no_more_than_it_and_leaves_nothing_out() {
-        let mut streams = Streams::default();
-        let wide = asked(&mut streams, 0..40, 1000).pop().expect("some").end;
-        let narrow: Vec<_> = (40..200).map(|chunk| streams.read(&(chunk..chunk + 1), 1000, 4)).collect();
-        let mut end = wide;
-        for (chunk, ahead) in (40..).zip(&narrow).filter(|(_, ahead)| !ahead.is_empty()) {
-            assert_eq!(ahead.start, end.max(chunk + 1));
-            assert!(ahead.end <= chunk + 1 + 4, "{ahead:?} after {chunk}");
-            end = ahead.end;
-        }
-        assert!(end > 200, "it goes on");
-    }
-
-    #[test]
-    fn many_readers_of_one_file_are_each_sequential() {
-        let mut streams = Streams::default();
-        for step in 0..20 {
-            for reader in 0..16 {
-                let chunk = reader * 1000 + step;
-                let ahead = streams.read(&(chunk..chunk + 1), 16_000, WIDEST);
-                assert!(ahead.is_empty() || ahead.start > chunk && ahead.end <= chunk + 1 + WIDEST, "{ahead:?}");
-                if step == 1 {
-                    assert!(!ahead.is_empty(), "reader {reader}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn small_steps_within_a_chunk_and_reads_over_two_are_one_stream() {
-        let mut streams = Streams::default();
-        let reads = [0..1, 0..1, 0..2, 1..2, 1..2, 1..3, 2..3];
-        let ahead: Vec<_> = reads.iter().map(|chunks| streams.read(chunks, 100, WIDEST)).collect();
-        assert_eq!(streams.0.len(), 1);
-        assert_eq!(ahead.iter().filter(|ahead| !ahead.is_empty()).count(), 2, "{ahead:?}");
-    }
-}
+#[path = "ahead_tests.rs"]
+mod tests;

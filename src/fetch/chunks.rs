@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
@@ -17,11 +18,11 @@ use lru::LruCache;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::FetchError;
-use super::ahead::{Streams, WIDEST};
+use super::ahead::Streams;
 use super::flight::Outcome;
 use crate::cache::{Cache, CacheError, CachedRange, Object, Partial};
 use crate::digest::{Mismatch, Unverified, Verified};
-use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
+use crate::object::{CHUNK_SIZE, ChunkList, ObjectDigest, VerifiedChunk};
 
 /// Verified bytes of a file, in memory or in the cache.
 #[derive(Debug, Clone)]
@@ -39,6 +40,8 @@ pub struct Chunked {
     partial: Partial,
     slots: Mutex<HashMap<u64, Slot>>,
     streams: Mutex<Streams>,
+    /// Whether its rest was asked for.
+    finished: AtomicBool,
     unwritten: Arc<Unwritten>,
     /// Held for as long as the file is open, where nobody asked for it.
     right: OnceLock<OwnedSemaphorePermit>,
@@ -50,6 +53,9 @@ pub type Unwritten = Mutex<LruCache<(ObjectDigest, u64), VerifiedChunk>>;
 
 /// So many chunks a stream gets ahead of its reader into memory: eight readers use all of it.
 const UNWRITTEN_AHEAD: u64 = 4;
+/// So many bytes of a file are fetched that nobody has asked for, so that it is complete. With at most half of the file,
+/// what it costs is no more than what was read; and this is what a slow wire brings in a minute or two.
+const REST: u64 = 1 << 30;
 
 /// A chunk that somebody is getting.
 #[derive(Debug, Clone)]
@@ -113,7 +119,8 @@ pub struct Late {
 impl Chunked {
     /// A file of which no chunk is known to be here yet.
     pub fn new(cache: Arc<Cache>, partial: Partial, unwritten: Arc<Unwritten>) -> Self {
-        Self { cache, partial, slots: Mutex::default(), streams: Mutex::default(), unwritten, right: OnceLock::new() }
+        let (slots, streams, finished, right) = Default::default();
+        Self { cache, partial, slots, streams, finished, unwritten, right }
     }
 
     /// Keeps the right to be open, for one that nobody asked for.
@@ -165,12 +172,24 @@ impl Chunked {
         self.slots.lock().unwrap_or_else(|held| held.into_inner())
     }
 
-    /// Notes that these chunks are read; tells which others should be asked for: few, while they can only be kept in memory,
-    /// where they would drive each other out before they are read.
-    pub fn ahead(&self, chunks: &Range<u64>) -> Range<u64> {
-        let widest = if self.cache.is_full() { UNWRITTEN_AHEAD } else { WIDEST };
-        let mut streams = self.streams.lock().unwrap_or_else(|held| held.into_inner());
-        streams.read(chunks, self.list().len(), widest)
+    /// What was read of the file, and what was asked for.
+    pub fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(|held| held.into_inner())
+    }
+
+    /// Notes that this range is read; tells which other chunks should be asked for, at most `widest`: few, while they can
+    /// only be kept in memory, where they would drive each other out before they are read.
+    pub fn ahead(&self, range: &Range<u64>, widest: u64) -> Range<u64> {
+        let widest = if self.cache.is_full() { UNWRITTEN_AHEAD.min(widest) } else { widest };
+        self.streams().read(range, self.list().size(), widest)
+    }
+
+    /// Whether the rest of the file should come although nobody has asked for it: once, when at most half of its chunks are
+    /// missing, and at most [`REST`] bytes.
+    pub fn is_to_be_finished(&self) -> bool {
+        let left = self.partial.left();
+        let is_mostly_here = left > 0 && left * 2 <= self.list().len() && left * u64::from(CHUNK_SIZE) <= REST;
+        is_mostly_here && !self.cache.is_full() && !self.finished.swap(true, Ordering::Relaxed)
     }
 
     /// Claims a chunk unless it is here or somebody has claimed it; either way tells how it will be had. `progress` moves
@@ -298,6 +317,27 @@ impl Claim {
         unwritten(&self.file.unwritten).put((chunk.object(), chunk.number()), chunk);
     }
 
+    /// Whether somebody waits for the chunk.
+    pub fn is_awaited(&self) -> bool {
+        // The slot holds one.
+        self.outcome.receiver_count() > 1
+    }
+
+    /// Gives the claim up, as if the chunk had not been asked for, unless somebody waits for it.
+    pub fn give_up(self) -> Result<(), Self> {
+        {
+            // Who comes for the chunk takes this lock to wait for it.
+            let mut slots = self.file.slots();
+            if !self.is_awaited() {
+                slots.remove(&self.chunk);
+                drop(slots);
+                self.file.streams().given_up(self.chunk..self.chunk + 1);
+                return Ok(());
+            }
+        }
+        Err(self)
+    }
+
     /// Says that the chunk can't be had.
     pub fn fail(self, error: Arc<FetchError>) {
         self.tell(Err(error));
@@ -338,7 +378,12 @@ impl Late {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.file.slots().remove(&self.chunk);
+        let mut slots = self.file.slots();
+        // Of one that was given up, another may be the claim by now.
+        let is_ours = |slot: &Slot| slot.outcome.same_channel(&self.outcome.subscribe());
+        if slots.get(&self.chunk).is_some_and(is_ours) {
+            slots.remove(&self.chunk);
+        }
     }
 }
 

@@ -192,14 +192,14 @@ mod tests {
 
     #[tokio::test]
     async fn shares_leave_the_buffers_alone_and_all_parts_together_are_the_budget() {
-        for mib in [32, 256, 1024] {
+        for mib in [32_u64, 256, 1024] {
             let memory = Memory::new(mib << 20);
             let _all = memory.share(u64::MAX).await;
             let places = [memory.chunks(), memory.replies()]
                 .map(|buffers| std::iter::from_fn(|| buffers.place_now()).collect::<Vec<_>>().len());
-            let count = (mib / 8).min(32);
+            let count = (mib as usize / 8).min(32);
             assert_eq!((places, memory.unwritten().get()), ([count; 2], count), "{mib} MiB");
-            assert_eq!(memory.shared() + 3 * ((count as u64) << 20), (mib as u64) << 20);
+            assert_eq!(memory.shared() + 3 * ((count as u64) << 20), mib << 20);
         }
     }
 

@@ -12,7 +12,8 @@
 //! - [`mod@pass`]: a whole layer read once, and hashed; [`cut`]: inflated, and cut into files.
 //! - [`fill`]: a pass that keeps the files, once the digest held; [`replay`]: what an interrupted one has left.
 //! - [`chunks`]: a file that is filled chunk by chunk; [`open_files`]: all of them.
-//! - [`requests`]: getting the chunks that are missing; [`ahead`]: which ones before they are asked for.
+//! - [`requests`]: getting the chunks that are missing; [`queue`]: which ones next; [`ahead`]: which ones before they are
+//!   asked for.
 //! - [`sequence`]: getting them from a layer that can only be read from its start on.
 //! - `staged`: what a fill has written so far, for `--verify=stream`.
 //! - [`memory`]: what all of this may hold at once.
@@ -37,6 +38,7 @@ pub mod named;
 pub mod open_files;
 pub mod pass;
 pub mod pull;
+pub mod queue;
 pub mod record;
 pub mod replay;
 pub mod repositories;

@@ -41,6 +41,17 @@ impl Want {
     pub fn new(claim: Claim, at: Range<u64>) -> Self {
         Self { claim, at, false_times: 0 }
     }
+
+    /// How many bytes the chunk has.
+    pub fn bytes(&self) -> u64 {
+        self.at.end - self.at.start
+    }
+
+    /// Gives the claim up unless somebody waits for the chunk; tells how many bytes it has.
+    pub fn give_up(self) -> Result<u64, Self> {
+        let (len, Self { claim, at, false_times }) = (self.bytes(), self);
+        claim.give_up().map(|()| len).map_err(|claim| Self { claim, at, false_times })
+    }
 }
 
 /// Where chunks are fetched from, and the cache that takes them.

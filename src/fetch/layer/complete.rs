@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use super::content::Failed;
@@ -24,13 +23,11 @@ use crate::archive::index::Chunks;
 use crate::cache::{Cache, CacheError, Standing};
 use crate::fetch::FetchError;
 use crate::fetch::chunks::Wait;
-use crate::fetch::requests::{REQUEST, Supply, Want};
+use crate::fetch::queue::SHORT;
+use crate::fetch::requests::{REQUEST, Want};
 use crate::modelkit::Compression;
 use crate::object::ObjectDigest;
 
-/// The longest request that nobody waits for: the shortest with which registries are fast, as who wants its last chunk
-/// after all waits for those before it.
-const AHEAD: u64 = 4 << 20;
 /// Chunk lists of so many files are fetched one by one; those of more come with the whole index, in one request.
 const LISTS: usize = 4;
 /// How often is looked whether the disk has what was fetched. It writes in groups, which take longer.
@@ -129,9 +126,12 @@ impl LayerFetch {
         Ok(())
     }
 
-    /// Closes the content of a file that nobody has open any more. Where all of it is here by now, and other processes
+    /// Closes the content of a file that nobody has open any more; what was to be read ahead of it is not. Where all of it is here by now, and other processes
     /// or earlier readers have verified what this one has not, it becomes an object.
     pub async fn let_go(self: &Arc<Self>, row: usize, content: Content) {
+        if let Content::Chunked(file) = &content {
+            self.queue.give_up(file);
+        }
         // It is closed there too, which may wait for the disk.
         let look = self.off_thread(move || match content {
             Content::Object(_) => false,
@@ -215,7 +215,8 @@ impl LayerFetch {
     async fn get_missing(self: &Arc<Self>, known: &Known, missing: Vec<Missing>, pace: Pace) -> Result<(), FetchError> {
         let work = Arc::new(Work::begin(self, missing.iter().map(|file| file.size).sum()));
         let lists = self.lists(known, &missing).await?;
-        let most = if pace == Pace::Ahead { AHEAD } else { REQUEST };
+        // Who wants the last chunk of what nobody waited for waits for those before it.
+        let most = if pace == Pace::Ahead { SHORT } else { REQUEST };
         let mut planner = Planner::new(self.context.clone(), known.clone(), lists, missing.clone(), work.clone(), most);
         // Tasks of their own, which go on if this future does not: others may wait for what they have claimed.
         let mut groups = FuturesUnordered::<JoinHandle<Result<(), FetchError>>>::new();
@@ -223,7 +224,7 @@ impl LayerFetch {
         while outcome.is_ok() {
             self.context.files.until_room().await;
             let places = tokio::select! {
-                places = self.places(pace) => places?,
+                places = self.place(pace) => places?,
                 Some(ended) = groups.next() => {
                     outcome = ended.unwrap_or_else(|_| Err(self.lost()));
                     continue;
@@ -255,18 +256,8 @@ impl LayerFetch {
         self.until_named(missing).await
     }
 
-    fn lost(&self) -> FetchError {
+    pub(super) fn lost(&self) -> FetchError {
         FetchError::Lost { what: self.what() }
-    }
-
-    /// The places that one request takes.
-    async fn places(&self, pace: Pace) -> Result<(Option<OwnedSemaphorePermit>, OwnedSemaphorePermit), FetchError> {
-        let place = async |line: &Arc<Semaphore>| line.clone().acquire_owned().await.map_err(|_| self.lost());
-        let ahead = match pace {
-            Pace::Ahead => Some(place(&self.ahead).await?),
-            Pace::Now => None,
-        };
-        Ok((ahead, place(&self.permits).await?))
     }
 
     /// Gets the chunk lists that are not in the head: those of a few files alone, else all.
@@ -312,13 +303,7 @@ impl LayerFetch {
                 comings.push(async move { (part, is_ours, coming.arrived(limits).await.map(drop)) });
             }
         }
-        let supply = Supply {
-            context: self.context.clone(),
-            transfers: self.transfers().into_iter().map(|(_, transfer)| transfer).collect(),
-            // The place for one request is held already: where there are several after all, they take turns.
-            permits: Arc::new(Semaphore::new(1)),
-            ahead: None,
-        };
+        let supply = self.supply();
         let mut failed = None;
         let arriving = async {
             while let Some((part, is_ours, came)) = comings.next().await {

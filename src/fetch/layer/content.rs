@@ -1,11 +1,10 @@
 //! Bytes of a layer's files.
 //!
 //! What the cache has whole is read from there. Else, where an index tells the chunks of an uncompressed layer, those
-//! that are wanted are fetched and verified one by one; a file of one chunk brings its missing neighbours along. Else
+//! that are wanted are fetched and verified one by one, with what is likely to be wanted next. Else
 //! the layer is fetched whole; and if there is no room for that, its index is known afterwards, and its chunks are fetched
 //! one by one, or, where it can only be read from its start on, as they pass.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,13 +19,9 @@ use crate::cache::{Cache, Object};
 use crate::fetch::FetchError;
 use crate::fetch::chunks::{Arrived, Chunked, Piece, Wait};
 use crate::fetch::flight::Flight;
-use crate::fetch::requests::{self, GAP, Supply, Want};
-use crate::fetch::sequence::Reading;
+use crate::fetch::requests::Want;
 use crate::modelkit::Compression;
-use crate::object::{CHUNK_SIZE, ChunkList};
-
-/// A file of one chunk is fetched with what lies in the same window of the layer, aligned to this.
-const WINDOW: u64 = 1 << 20;
+use crate::object::ChunkList;
 
 /// Verified content of a file: all of it, or what there is and how to get more.
 #[derive(Debug, Clone)]
@@ -42,6 +37,7 @@ impl LayerFetch {
     pub async fn content(self: &Arc<Self>, row: usize, end: u64) -> Result<RowContent, FetchError> {
         self.check_poison()?;
         if let Some(known) = self.look_for_index().await? {
+            self.note_small(&known, row);
             match self.open(&known, row).await {
                 Ok(Some(content)) => return Ok(RowContent::Verified(content)),
                 // Its content comes whole, and that of an earlier fill was evicted or damaged.
@@ -101,22 +97,28 @@ impl LayerFetch {
         let offset = offset.ok_or_else(|| FetchError::Lost { what: format!("the index of {}", self.what()) })?;
         let claim = |chunk| {
             let within = file.list().range(chunk).unwrap_or_default();
+            let at = offset + within.start..offset + within.end;
             let (claim, wait) = file.claim(chunk, &self.progress);
-            let want = claim.map(|claim| Want::new(claim, offset + within.start..offset + within.end));
-            (want, within, wait)
+            (claim.map(|claim| Want::new(claim, at.clone())), at, within, wait)
         };
         let (mut waits, mut wants) = (Vec::new(), Vec::new());
-        let chunks = file.list().chunks_of(range);
-        for chunk in chunks.clone() {
-            let (want, within, wait) = claim(chunk);
+        for chunk in file.list().chunks_of(range) {
+            let (want, at, within, wait) = claim(chunk);
+            if want.is_some() {
+                file.streams().missed(chunk);
+                file.streams().asked(chunk..chunk + 1);
+            } else if matches!(wait, Wait::Coming(_)) && self.queue.holds(at.start) {
+                // It was to be read ahead.
+                self.serve(Pace::Now);
+            }
             wants.extend(want);
             waits.push((within, wait));
         }
-        let somebody_waits = !wants.is_empty();
-        wants.extend(file.ahead(&chunks).filter_map(|chunk| claim(chunk).0));
-        if !wants.is_empty() {
-            self.get(row, wants, somebody_waits);
-        }
+        let chunks = file.ahead(range, self.widest());
+        let ahead: Vec<Want> = chunks.clone().filter_map(|chunk| claim(chunk).0).collect();
+        file.streams().asked(chunks);
+        self.get(row, wants, ahead);
+        self.finish_if_mostly_here(row, file);
         if let Some(cached) = file.cached(range) {
             return Ok(vec![Piece::File(cached)]);
         }
@@ -152,103 +154,6 @@ impl LayerFetch {
             return Ok(vec![Piece::File(cached)]);
         }
         Ok(pieces)
-    }
-
-    /// Sets out to get chunks; whoever wants them waits at their claims.
-    fn get(self: &Arc<Self>, row: usize, mut wants: Vec<Want>, somebody_waits: bool) {
-        let this = self.clone();
-        tokio::spawn(async move {
-            this.context.files.until_room().await;
-            if this.is_only_whole() {
-                return this.read_in_order(wants).await;
-            }
-            if let Some(known) = this.known() {
-                wants = this.with_neighbours(known, row, wants).await;
-            }
-            let supply = Supply {
-                context: this.context.clone(),
-                transfers: this.transfers().into_iter().map(|(_, transfer)| transfer).collect(),
-                permits: this.permits.clone(),
-                ahead: (!somebody_waits).then(|| this.ahead.clone()),
-            };
-            for file in supply.get(wants).await {
-                this.note_complete(file.list().object());
-            }
-        });
-    }
-
-    /// Gets chunks of a layer that can only be read from its start on, as its turn comes.
-    async fn read_in_order(self: &Arc<Self>, wants: Vec<Want>) {
-        let Some(index) = self.derived.get().cloned() else { return };
-        let (missing, complete) = requests::on_disk(wants).await;
-        for file in complete {
-            self.context.files.commit(&self.context.cache, file);
-        }
-        let Some(mut running) = self.sequence.ask(missing) else { return };
-        let (layer, context) = (self.layer.clone(), self.context.clone());
-        let transfers = self.transfers().into_iter().map(|(_, transfer)| transfer).collect();
-        let reading = Reading::new(layer, context, transfers, index, self.progress.clone());
-        loop {
-            // One turn for each reading, so that other layers have theirs. Without one, those who wait are told.
-            let Ok(_turn) = self.turn(Pace::Now).await else { return };
-            if reading.serve(&mut running).await {
-                return;
-            }
-        }
-    }
-
-    /// Adds to the wants for a file of one chunk those for its neighbours: those that lie wholly in the same window and
-    /// are missing too, up to the first that is not.
-    async fn with_neighbours(self: &Arc<Self>, known: Known, row: usize, wants: Vec<Want>) -> Vec<Want> {
-        let is_small = known.head().row(row).is_some_and(|row| row.size() <= u64::from(CHUNK_SIZE));
-        if !is_small {
-            return wants;
-        }
-        let this = self.clone();
-        // It looks for files on the disk.
-        let added = tokio::task::spawn_blocking(move || {
-            let head = known.head();
-            let order = this.small.get_or_init(|| small_files(head));
-            let place = |row: u32| head.row(row as usize).map(|row| row.offset()..row.offset() + row.size());
-            let Some(own) = place(row as u32) else { return wants };
-            let window = own.start / WINDOW * WINDOW..own.end.next_multiple_of(WINDOW);
-            let at = order.partition_point(|other| place(*other).is_some_and(|other| other.start < own.start));
-            let mut all = VecDeque::from(wants);
-            let mut edge = own.start;
-            for other in order[..at].iter().rev() {
-                let near = |place: &Range<u64>| place.start >= window.start && edge.saturating_sub(place.end) <= GAP;
-                let Some(place) = place(*other).filter(near) else { break };
-                let Some(want) = this.neighbour(head, *other, &place) else { break };
-                edge = place.start;
-                all.push_front(want);
-            }
-            let mut edge = own.end;
-            for other in order[at..].iter().filter(|other| **other as usize != row) {
-                let near = |place: &Range<u64>| place.end <= window.end && place.start.saturating_sub(edge) <= GAP;
-                let Some(place) = place(*other).filter(near) else { break };
-                let Some(want) = this.neighbour(head, *other, &place) else { break };
-                edge = place.end;
-                all.push_back(want);
-            }
-            all.into()
-        });
-        // Its claims went with it, which told those who wait.
-        added.await.unwrap_or_default()
-    }
-
-    /// A want for a neighbour, if it is missing and nobody is getting it.
-    fn neighbour(&self, head: &Head, row: u32, place: &Range<u64>) -> Option<Want> {
-        let Some(Chunks::Here(list)) = head.row(row as usize)?.chunks() else { return None };
-        let right = self.context.files.neighbour()?;
-        // First the file, then the look for the object: a file that is committed in between is either still this one or
-        // seen there.
-        let file = self.context.files.get_or_open(&self.context.cache, list.to_owned());
-        if self.context.cache.has_object(&list.object(), list.size()) {
-            return None;
-        }
-        let claim = file.claim(0, &self.progress).0?;
-        file.keep(right);
-        Some(Want::new(claim, place.clone()))
     }
 
     /// The file of a row that was filled chunk by chunk and is complete, but need not have its name yet.
@@ -410,13 +315,4 @@ impl From<FetchError> for Failed {
 
 fn owned_list(index: &Index, row: usize) -> Option<ChunkList<Bytes>> {
     index.chunks(row).map(|list| list.to_owned())
-}
-
-/// Rows of files of one chunk, in the order of their content in the layer.
-fn small_files(head: &Head) -> Vec<u32> {
-    let is_small = |size: u64| size > 0 && size <= u64::from(CHUNK_SIZE);
-    let mut rows: Vec<u32> =
-        (0_u32..).zip(head.rows()).filter(|(_, row)| is_small(row.size())).map(|(at, _)| at).collect();
-    rows.sort_unstable_by_key(|at| head.row(*at as usize).map(|row| row.offset()));
-    rows
 }

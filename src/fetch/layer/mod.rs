@@ -3,6 +3,7 @@
 //! - here: what proves the layer's parts ([`Known`]), its sources, and what is held against it;
 //! - `names`: what its root is, and what it holds: without the network where the layer is known;
 //! - `content`: bytes of its files: chunk by chunk where an index proves them, else the layer is fetched whole;
+//! - `get`: requests for chunks, what somebody waits for first; `small`: for what lies around and behind small files;
 //! - `whole`: fetching it whole, and what that may contradict;
 //! - `complete`: having all of it in the cache, or some files; `plan`: which chunks each request for that gets;
 //! - `settle`: proving an attested layer once all of its chunks are here.
@@ -17,9 +18,11 @@
 
 mod complete;
 mod content;
+mod get;
 mod names;
 mod plan;
 mod settle;
+mod small;
 mod whole;
 
 use std::collections::{HashMap, HashSet};
@@ -33,6 +36,7 @@ use super::fill::Fill;
 use super::flight::Flight;
 use super::listing::{Listing, Probe};
 use super::named::Named;
+use super::queue::Queue;
 use super::sequence::Sequence;
 use super::staged::{StagedView, Unstaged};
 use super::transfer::{Persistence, Transfer};
@@ -47,6 +51,7 @@ use complete::Lacking;
 pub use complete::{Gauge, Pace};
 pub use content::Content;
 pub use settle::Unread;
+use small::SmallFiles;
 pub use whole::NotAudited;
 
 /// How far a layer's names and content are proved.
@@ -154,12 +159,16 @@ pub struct LayerFetch {
     poison: Mutex<Poison>,
     /// Files that are being opened, by row.
     opening: Mutex<HashMap<usize, Arc<Flight<Content>>>>,
-    /// Rows of files of one chunk, in the order of their content.
-    small: OnceLock<Vec<u32>>,
+    /// Files of one chunk.
+    small: SmallFiles,
+    /// Chunks that wait for a request.
+    queue: Queue,
     /// Ranged requests in flight.
     permits: Arc<Semaphore>,
-    /// Those of them that nobody waits for yet: fewer, so that who does wait is not behind all of them.
+    /// Those of them that nobody waits for yet: fewer, so that who does wait finds one free.
     ahead: Arc<Semaphore>,
+    /// Those of the latter that no reader is expected at.
+    background: Arc<Semaphore>,
     /// Whether no source serves ranges, so that the layer can only be had whole.
     only_whole: AtomicBool,
     /// Whether a host that is away is not worth the deadline any more.
@@ -192,9 +201,11 @@ impl LayerFetch {
             sequence: Arc::default(),
             poison: Mutex::default(),
             opening: Mutex::default(),
-            small: OnceLock::new(),
+            small: SmallFiles::default(),
+            queue: Queue::default(),
             permits: Arc::new(Semaphore::new(context.limits.concurrency.max(1))),
-            ahead: Arc::new(Semaphore::new((context.limits.concurrency / 2).max(1))),
+            ahead: Arc::new(Semaphore::new(context.limits.concurrency.saturating_sub(1).max(1))),
+            background: Arc::new(Semaphore::new((context.limits.concurrency / 2).max(1))),
             only_whole: AtomicBool::new(false),
             hurried: AtomicBool::new(false),
             unread: Unread::default(),
