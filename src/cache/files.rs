@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -20,11 +20,27 @@ use super::{Cache, CacheError, io_error};
 /// What lies here is not used, so it may be anything.
 const QUARANTINE: &str = Area::Quarantine.dir();
 
+/// What is written at once, and in one piece of the kernel's memory. Larger pieces are what a virtual machine gives back to
+/// its host while they are free, and to touch them again costs more than the write: with 1 MiB a GiB took 2.3 s of a core,
+/// with 64 KiB 0.35 s, where 0.28 was the least.
+const WRITE: usize = 64 << 10;
+
 /// So many names are tried for a temporary file: each that is taken was left by a killed process of our number.
 const NAMES: usize = 64;
 
 /// How often a lock is tried that others hold for a while.
 const POLL: Duration = Duration::from_millis(10);
+/// Writes all of `bytes` at `offset`.
+pub(super) fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let room = WRITE - (offset % WRITE as u64) as usize;
+        let (now, later) = bytes.split_at(room.min(bytes.len()));
+        file.write_all_at(now, offset)?;
+        offset += now.len() as u64;
+        bytes = later;
+    }
+    Ok(())
+}
 
 impl Cache {
     /// Makes the areas, and takes from all others what rights they have. An area that is a link, or holds one in the place

@@ -18,19 +18,22 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::files::{new_file, open_existing};
+use super::files::{new_file, open_existing, write_at};
 use super::map::contents;
 use super::staging::{number_of, remove_whatever};
 use super::{Cache, CacheError, io_error};
 
 /// What is less is not worth to be kept: it is fetched again in a moment.
 pub const WORTH: u64 = 4 << 20;
-/// So many bytes of a layer lie between two checkpoints: two seconds of a fast wire, and a sync costs less than one.
+/// So many bytes of a layer lie between two checkpoints at least: what is less is fetched again in a moment.
 const CHECKPOINT: u64 = 256 << 20;
+/// And so much time: a sync makes the disk a competitor of the wire, and what a fast one brings is done before it counts.
+const PAUSE: Duration = Duration::from_secs(2);
 
 const SYNCED: &str = "synced";
 /// Tells one boot of the machine from another.
@@ -209,6 +212,8 @@ pub(super) struct Kept {
     len: u64,
     /// Up to where the last checkpoint was made.
     checked: u64,
+    /// When that was begun.
+    checked_at: Instant,
     checkpoint: Option<JoinHandle<()>>,
 }
 
@@ -218,7 +223,7 @@ impl Kept {
         let path = beside.path(dir);
         let file = new_file(&path, 0o600).map_err(io_error("create", &path))?;
         Synced::write(0, dir)?;
-        Ok(Self { dir: dir.to_owned(), path, file, len: 0, checked: 0, checkpoint: None })
+        Ok(Self { dir: dir.to_owned(), path, file, len: 0, checked: 0, checked_at: Instant::now(), checkpoint: None })
     }
 
     /// What is there, without whatever lies behind.
@@ -242,13 +247,21 @@ impl Kept {
         if synced.is_none_or(|synced| synced.counts() != u64::MAX || synced.offset > checked) {
             Synced::write(checked, dir)?;
         }
-        Ok(Self { dir: dir.to_owned(), path, file, len: at.beside, checked, checkpoint: None })
+        Ok(Self {
+            dir: dir.to_owned(),
+            path,
+            file,
+            len: at.beside,
+            checked,
+            checked_at: Instant::now(),
+            checkpoint: None,
+        })
     }
 
     /// Adds bytes. They reach the system before this returns, as a process that is killed loses what it holds itself.
     pub(super) fn add(&mut self, cache: &Cache, bytes: &[u8]) -> Result<(), CacheError> {
         let _growth = cache.grow_staged(&self.path, bytes.len() as u64)?;
-        let written = self.file.write_all_at(bytes, self.len).map_err(io_error("write", &self.path));
+        let written = write_at(&self.file, bytes, self.len).map_err(io_error("write", &self.path));
         written.map_err(|error| cache.room.noted(error))?;
         self.len += bytes.len() as u64;
         Ok(())
@@ -256,10 +269,11 @@ impl Kept {
 
     /// Says that all bytes of the layer below `offset` were written. Makes a checkpoint now and then.
     pub(super) fn reached(&mut self, offset: u64) {
-        if offset - self.checked < CHECKPOINT || self.checkpoint.as_ref().is_some_and(|thread| !thread.is_finished()) {
+        let is_early = offset - self.checked < CHECKPOINT || self.checked_at.elapsed() < PAUSE;
+        if is_early || self.checkpoint.as_ref().is_some_and(|thread| !thread.is_finished()) {
             return;
         }
-        self.checked = offset;
+        (self.checked, self.checked_at) = (offset, Instant::now());
         let dir = self.dir.clone();
         let checkpoint = move || {
             let synced = File::open(&dir).and_then(|dir| Ok(rustix::fs::syncfs(&dir)?));

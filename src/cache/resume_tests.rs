@@ -106,8 +106,10 @@ fn a_checkpoint_says_what_is_on_the_disk_and_does_not_reach_into_the_next_fill()
     while synced() == 0 {
         assert!(start.elapsed() < Duration::from_secs(60), "no checkpoint is made");
         std::thread::sleep(Duration::from_millis(5));
+        staging.reached(CHECKPOINT + 5);
     }
     assert_eq!(synced(), CHECKPOINT + 5);
+    std::thread::sleep(PAUSE);
     staging.reached(3 * CHECKPOINT);
     staging.begin(Beside::Blob).expect("begins anew");
     assert_eq!(synced(), 0, "the one under way has ended");

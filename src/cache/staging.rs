@@ -12,14 +12,14 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, OFlags, RenameFlags};
 
-use super::files::{lock_named, make_dir, new_file, open_file, rename_over};
+use super::files::{lock_named, make_dir, new_file, open_file, rename_over, write_at};
 use super::objects::is_file_of;
 use super::resume::{self, Beside, Kept, Left, Reached};
 use super::room::Room;
@@ -76,7 +76,7 @@ impl StagedFile {
     /// Writes all of `bytes` at `offset`.
     pub fn write_at(&self, cache: &Cache, bytes: &[u8], offset: u64) -> Result<(), CacheError> {
         let _growth = cache.grow_staged(&self.path, bytes.len() as u64)?;
-        let written = self.file.write_all_at(bytes, offset).map_err(io_error("write", &self.path));
+        let written = write_at(&self.file, bytes, offset).map_err(io_error("write", &self.path));
         written.map_err(|error| cache.room.noted(error))
     }
 

@@ -131,7 +131,8 @@ impl Index {
         kit: &Kit,
     ) -> Result<Written, Failure> {
         let resolved = &kit.resolved;
-        let writer = Writer { target: open(name, access).await?, resolved, limits: context.limits.clone() };
+        let (limits, memory) = (context.limits.clone(), context.memory.clone());
+        let writer = Writer { target: open(name, access).await?, resolved, limits, memory };
         let tally = writer.try_out().await?;
         let edition = Edition::pinned(resolved, self.derive(kit).await?, &self.annotation)?;
         let digest = edition.kit.digest;
@@ -170,7 +171,8 @@ impl Index {
             let why = "it has no layers of its own, so there is nothing to index";
             return Err(Failure::failed(format!("{}: {why}; index the kits that it builds on", resolved.pinned())));
         }
-        let writer = Writer { target: open(name, access).await?, resolved, limits: context.limits.clone() };
+        let (limits, memory) = (context.limits.clone(), context.memory.clone());
+        let writer = Writer { target: open(name, access).await?, resolved, limits, memory };
         let tally = writer.try_out().await?;
         let edition = Edition::beside(resolved, self.derive(kit).await?)?;
         let blobs = edition.index_blobs();

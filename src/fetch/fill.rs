@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 
-use super::cut::{Files, Staged};
-use super::pass::{Failure, Passed, pass};
+use super::pass::{Failure, Passed, Staged, pass};
 use super::replay::{self, Replay, Unusable};
+use super::stage::Files;
 use super::staged::{StagedView, Unstaged};
 use super::transfer::Transfer;
 use super::{Context, FetchError};

@@ -85,6 +85,12 @@ impl Memory {
         let permit = self.units.clone().acquire_many_owned(units).await;
         Share(permit.unwrap_or_else(|_| unreachable!("the budget is never closed")))
     }
+
+    /// A share, if so much is free and nobody waits for it.
+    pub fn try_share(&self, len: u64) -> Option<Share> {
+        let units = len.min(self.shared).div_ceil(UNIT).max(1);
+        self.units.clone().try_acquire_many_owned(u32::try_from(units).ok()?).ok().map(Share)
+    }
 }
 
 /// Buffers of one kind.
@@ -183,6 +189,7 @@ mod tests {
         let memory = Memory::new(8 << 20);
         assert_eq!(memory.shared(), 5 << 20);
         let most = memory.share(4 << 20).await;
+        assert!(memory.try_share(2 << 20).is_none() && memory.try_share(1 << 20).is_some());
         let mut next = std::pin::pin!(memory.share(2 << 20));
         assert!(futures_util::poll!(next.as_mut()).is_pending());
         drop(most);

@@ -9,7 +9,7 @@
 //! - [`named`]: an index that the kit, or a referrer that the user trusts, names: fetched and proved.
 //! - [`mod@record`]: what belongs to a kit, for the cache.
 //! - [`trust`]: who vouches for which index; [`repositories`]: for which repositories.
-//! - [`mod@pass`]: a whole layer read once, and hashed; [`cut`]: inflated, and cut into files.
+//! - [`mod@pass`]: a whole layer read once, and hashed; [`cut`]: cut into files; [`stage`]: those on their way to the disk.
 //! - [`fill`]: a pass that keeps the files, once the digest held; [`replay`]: what an interrupted one has left.
 //! - [`chunks`]: a file that is filled chunk by chunk; [`open_files`]: all of them.
 //! - [`requests`]: getting the chunks that are missing; [`queue`]: which ones next; [`ahead`]: which ones before they are
@@ -18,7 +18,7 @@
 //! - `staged`: what a fill has written so far, for `--verify=stream`.
 //! - [`memory`]: what all of this may hold at once.
 //! - [`mod@pull`]: all of a kit in the cache, to stay there if that is wanted.
-//! - [`transfer`]: ranges with retries, and an ordered stream of several ranges in flight.
+//! - [`transfer`]: ranges with retries; [`ordered`]: a blob's bytes in order, over several ranges in flight.
 //!
 //! Every wait here has a deadline ([`Limits`]) and every task outlives the reader who started it.
 
@@ -36,6 +36,7 @@ pub mod listing;
 pub mod memory;
 pub mod named;
 pub mod open_files;
+pub mod ordered;
 pub mod pass;
 pub mod pull;
 pub mod queue;
@@ -45,6 +46,7 @@ pub mod repositories;
 pub mod requests;
 pub mod resolve;
 pub mod sequence;
+pub mod stage;
 mod staged;
 pub mod transfer;
 pub mod trust;

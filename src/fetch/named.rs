@@ -162,8 +162,8 @@ impl Ask<'_> {
         for source in self.sources {
             let limits = self.context.limits.clone();
             let (received, fetched) = (watch::Sender::new(0), Arc::default());
-            let persistence = self.persistence;
-            let transfer = Transfer { source: source.clone(), blob, limits, received, persistence, fetched };
+            let (persistence, memory) = (self.persistence, self.context.memory.clone());
+            let transfer = Transfer { source: source.clone(), blob, limits, received, persistence, fetched, memory };
             let error = match get(transfer).await {
                 Ok(value) => return Ok((value, source.name())),
                 Err(error) => self.explain(error, &source.name()),

@@ -10,7 +10,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{mpsc, watch};
 
 use super::FetchError;
-use super::pass::Ordered;
+use super::ordered::Ordered;
 use crate::archive::EntryKind;
 use crate::archive::walker::{Caps, Step, TarError, Walker};
 use crate::cache::resume::{Beside, LeftFile, Reached, WORTH};

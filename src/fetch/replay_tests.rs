@@ -3,15 +3,20 @@ use std::fs;
 use std::io::Write as _;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::archive::index::Index;
+use crate::archive::inflate::{self, Inflater};
 use crate::archive::testing::{Tar, content_of};
 use crate::archive::testing_trees::{pack, tree};
-use crate::cache::{Cache, CacheError, Staging};
+use crate::cache::{Cache, StagedNumber, Staging};
 use crate::digest::Digest;
-use crate::fetch::cut::{CutError, Cutter, Files, Staged};
+use crate::fetch::cut::{CutError, Cutter};
+use crate::fetch::stage::{Batch, Files, Stager};
 use crate::modelkit::testing;
+use crate::object::ObjectDigest;
 
 fn layer(bytes: &[u8], format: Format, compression: Compression) -> Layer {
     let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
@@ -24,24 +29,79 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().expect("compresses")
 }
 
-/// A cutter that stages in a directory of its own.
-fn cutter(cache: &Arc<Cache>, layer: &Layer, staging: Staging, resumed: u64) -> Cutter {
-    let files = Files { cache: cache.clone(), staging, view: None, resumed, wants_index: true, no_room: None };
-    Cutter::new(layer.clone(), None, Some(files)).expect("begins")
+/// What the threads of a pass do, one after the other.
+struct Line {
+    inflater: Option<Inflater>,
+    cutter: Cutter,
+    stager: Option<Stager>,
 }
 
-fn feed(cutter: &mut Cutter, bytes: &[u8], cuts: &[usize], range: Range<usize>) {
-    let mut ends: Vec<usize> = cuts.iter().copied().filter(|cut| range.contains(cut)).chain([range.end]).collect();
-    ends.sort_unstable();
-    let mut from = range.start;
-    for end in ends {
-        cutter.feed(&bytes[from..end]).expect("cuts");
-        from = end;
+impl Line {
+    /// Stages in a directory, where one is given.
+    fn new(cache: &Arc<Cache>, layer: &Layer, staging: Option<Staging>, resumed: u64) -> Self {
+        let is_plain = layer.compression == Compression::None;
+        let bound = inflate::max_inflated(layer.size);
+        let files =
+            |staging| Files { cache: cache.clone(), staging, view: None, resumed, wants_index: true, no_room: None };
+        Self {
+            inflater: (!is_plain).then(|| Inflater::new(layer.compression, bound).expect("inflates")),
+            cutter: Cutter::new(layer.clone()),
+            stager: staging.map(|staging| Stager::new(files(staging), is_plain)),
+        }
+    }
+
+    fn feed(&mut self, bytes: &[u8]) {
+        let bytes = Bytes::copy_from_slice(bytes);
+        let Self { inflater, cutter, stager } = self;
+        let stage = |stager: &mut Option<Stager>, batch| stager.as_mut().map_or(Ok(()), |stager| stager.take(batch));
+        match inflater {
+            None => stage(stager, cutter.feed(&bytes).expect("cuts")).expect("stages"),
+            Some(inflater) => {
+                stage(stager, Batch::blob(bytes.clone())).expect("stages");
+                let cut = &mut |piece: &[u8]| {
+                    let batch = cutter.feed(&Bytes::copy_from_slice(piece))?;
+                    stage(stager, batch)?;
+                    Ok::<_, CutError>(())
+                };
+                inflater.feed(&bytes, cut).expect("cuts");
+            }
+        }
+    }
+
+    fn feed_in_pieces(&mut self, bytes: &[u8], cuts: &[usize], range: Range<usize>) {
+        let mut ends: Vec<usize> = cuts.iter().copied().filter(|cut| range.contains(cut)).chain([range.end]).collect();
+        ends.sort_unstable();
+        let mut from = range.start;
+        for end in ends {
+            self.feed(&bytes[from..end]);
+            from = end;
+        }
+    }
+
+    /// Gives up.
+    fn stop(self) -> Staging {
+        self.stager.expect("it stages").finish().0.staging
+    }
+
+    fn finish(mut self) -> Result<Finished, CutError> {
+        self.inflater.map(Inflater::finish).transpose()?;
+        let (last, cut) = self.cutter.finish()?;
+        if let Some(stager) = &mut self.stager {
+            stager.take(last)?;
+        }
+        let staged = self.stager.map(|stager| {
+            let (files, numbers) = stager.finish();
+            assert!(files.no_room.is_none() && numbers.len() == cut.objects.len(), "not all is staged");
+            (files.staging, numbers.into_iter().zip(cut.objects).collect())
+        });
+        Ok(Finished { index: cut.index, staged })
     }
 }
 
-fn interrupted() -> CutError {
-    CutError::Cache(CacheError::Io { what: "go on in", path: "a test".into(), cause: std::io::Error::other("stop") })
+#[derive(Debug)]
+struct Finished {
+    index: Index,
+    staged: Option<(Staging, Vec<(StagedNumber, ObjectDigest)>)>,
 }
 
 /// How a fill is interrupted.
@@ -61,9 +121,9 @@ fn resume(layer: &Layer, bytes: &[u8], cuts: &[usize], at: &Interruption) -> u64
     let cache = Arc::new(Cache::open(&dir.path().join("cache")).expect("a cache"));
     let mut staging = cache.stage(&layer.digest).expect("stages").expect("is free");
     staging.begin(beside(layer)).expect("begins");
-    let mut first = cutter(&cache, layer, staging, 0);
-    feed(&mut first, bytes, cuts, 0..at.stop);
-    let mut staging = first.stop(interrupted()).staging.expect("it stages");
+    let mut first = Line::new(&cache, layer, Some(staging), 0);
+    first.feed_in_pieces(bytes, cuts, 0..at.stop);
+    let mut staging = first.stop();
     for name in ["between", "blob"] {
         let path = cache.root().join("incoming").join(layer.digest.hex()).join(name);
         if let Ok(file) = fs::OpenOptions::new().write(true).open(path) {
@@ -90,15 +150,15 @@ fn resume(layer: &Layer, bytes: &[u8], cuts: &[usize], at: &Interruption) -> u64
     }
     assert!(found == bytes[..offset], "{} bytes, not the first {offset} of the layer", found.len());
 
-    let mut second = cutter(&cache, layer, staging, standing.offset);
-    feed(&mut second, bytes, cuts, 0..offset);
-    feed(&mut second, bytes, cuts, offset..bytes.len());
-    let mut plain = Cutter::new(layer.clone(), None, None).expect("begins");
-    plain.feed(bytes).expect("cuts");
+    let mut second = Line::new(&cache, layer, Some(staging), standing.offset);
+    second.feed_in_pieces(bytes, cuts, 0..offset);
+    second.feed_in_pieces(bytes, cuts, offset..bytes.len());
+    let mut plain = Line::new(&cache, layer, None, 0);
+    plain.feed(bytes);
     match (second.finish(), plain.finish()) {
         (Ok(cut), Ok(plain)) => {
             assert_eq!(cut.index.as_bytes(), plain.index.as_bytes());
-            let Staged::All { staging, files } = cut.staged else { panic!("not all is staged") };
+            let (staging, files) = cut.staged.expect("it stages");
             assert_eq!(files.len(), plain.index.head().rows().filter(|row| row.object().is_some()).count());
             for (number, object) in files {
                 let content = fs::read(staging.path_of(number)).expect("is staged");
@@ -106,7 +166,7 @@ fn resume(layer: &Layer, bytes: &[u8], cuts: &[usize], at: &Interruption) -> u64
             }
         }
         // Some trees contradict themselves.
-        (Err(stopped), Err(plain)) => assert_eq!(stopped.error.to_string(), plain.error.to_string()),
+        (Err(error), Err(plain)) => assert_eq!(error.to_string(), plain.to_string()),
         (cut, plain) => panic!("{cut:?} and {plain:?}"),
     }
     standing.offset
@@ -162,9 +222,9 @@ fn it_ends_where_a_file_is_short_or_lost_and_is_refused_where_one_is_too_long() 
         let cache = Arc::new(Cache::open(&dir.path().join("cache")).expect("a cache"));
         let mut staging = cache.stage(&layer.digest).expect("stages").expect("is free");
         staging.begin(Beside::Between).expect("begins");
-        let mut cutter = cutter(&cache, &layer, staging, 0);
-        cutter.feed(&tar).expect("cuts");
-        let staging = cutter.stop(interrupted()).staging.expect("it stages");
+        let mut line = Line::new(&cache, &layer, Some(staging), 0);
+        line.feed(&tar);
+        let staging = line.stop();
         change(&cache.root().join("incoming").join(layer.digest.hex()));
         let left = staging.left(Beside::Between).expect("reads").expect("something is left");
         Ok::<_, Unusable>(Replay::up_to(&layer, left, u64::MAX)?.reached())

@@ -1,4 +1,4 @@
-//! Bytes from a source, resumed and retried: ranges, and an ordered stream over several ranges in flight.
+//! Bytes from a source, resumed and retried: see [`super::ordered`] for those of a blob in order.
 //!
 //! Progress means [`PROGRESS`] bytes or the end of what was asked for: a peer that sends a byte a second makes none.
 //! Without progress for the read timeout a transfer ends in [`FetchError::Timeout`] or in its source's last error.
@@ -10,19 +10,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use futures_util::stream::{self, BoxStream};
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::TryStreamExt as _;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
+use super::memory::Memory;
 use super::{FetchError, Limits};
 use crate::digest::Unverified;
 use crate::source::{BlobId, ByteStream, Source, SourceError};
 
 /// So many bytes count as progress (design section 5: at least 64 KiB in 10 s).
-const PROGRESS: u64 = 64 << 10;
-/// One ranged request of an ordered stream: from 4 to 16 MiB is where registries are fastest.
-const RANGE: u64 = 8 << 20;
+pub(super) const PROGRESS: u64 = 64 << 10;
 /// How often a small request is made before its error is told: over a hiccup, not over an outage.
 pub const ATTEMPTS: u32 = 4;
 /// How long a host may answer nothing before who can do without gives up: over a hiccup, and a person waits.
@@ -54,6 +51,8 @@ pub struct Transfer {
     pub persistence: Persistence,
     /// Counts them too, and never begins again.
     pub fetched: Arc<AtomicU64>,
+    /// What its bytes may take of memory.
+    pub memory: Arc<Memory>,
 }
 
 impl Transfer {
@@ -124,13 +123,13 @@ impl Transfer {
         Ok(())
     }
 
-    fn count(&self, bytes: usize) {
+    pub(super) fn count(&self, bytes: usize) {
         self.received.send_modify(|all| *all += bytes as u64);
         self.fetched.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Asks for a range, for no longer than readers wait: what goes on behind their backs would hold those who ask anew.
-    async fn open(&self, range: Range<u64>) -> Result<ByteStream, SourceError> {
+    pub(super) async fn open(&self, range: Range<u64>) -> Result<ByteStream, SourceError> {
         let patience = self.limits.read_timeout;
         tokio::time::timeout(patience, self.source.blob(&self.blob, range)).await.unwrap_or_else(|_| {
             let what = format!("no answer for {}", crate::units::format_duration(patience));
@@ -138,141 +137,8 @@ impl Transfer {
         })
     }
 
-    /// The whole blob in order, over several ranges in flight. A server that ignores ranges is read in one go.
-    pub fn ordered(&self) -> BoxStream<'static, Result<Unverified, FetchError>> {
-        self.ordered_from(0)
-    }
-
-    /// The blob from an offset on, likewise; of a server that ignores ranges, what comes before is dropped.
-    pub fn ordered_from(&self, offset: u64) -> BoxStream<'static, Result<Unverified, FetchError>> {
-        self.in_order(offset..self.blob.size)
-    }
-
-    /// The first `len` bytes in order, likewise.
-    pub fn first(&self, len: u64) -> BoxStream<'static, Result<Unverified, FetchError>> {
-        self.in_order(0..len)
-    }
-
-    fn in_order(&self, all: Range<u64>) -> BoxStream<'static, Result<Unverified, FetchError>> {
-        let (this, end) = (self.clone(), all.end);
-        let ranges = self.ranges(all.clone());
-        let streams = stream::unfold(Some((ranges, all.start)), move |state| {
-            let this = this.clone();
-            async move {
-                let (mut ranges, position) = state?;
-                match ranges.next().await? {
-                    Ok(pieces) => {
-                        let len: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
-                        let pieces = stream::iter(pieces.into_iter().map(Ok)).boxed();
-                        Some((pieces, Some((ranges, position + len))))
-                    }
-                    // From the first on; or from a later one on, where a server behind the same name is not like the others.
-                    Err(error) if error.ignores_ranges() => Some((this.sequential(position..end), None)),
-                    Err(error) => Some((stream::once(async move { Err(error) }).boxed(), None)),
-                }
-            }
-        });
-        streams.flatten().boxed()
-    }
-
-    /// The ranges of a part of the blob in order. The first decides whether the rest can go by ranges.
-    fn ranges(&self, all: Range<u64>) -> BoxStream<'static, Result<Vec<Unverified>, FetchError>> {
-        let (this, concurrency) = (self.clone(), self.limits.concurrency.max(1));
-        let request = move |start: u64| {
-            let (this, range) = (this.clone(), start..all.end.min(start + RANGE));
-            // A task of its own, so that a range goes on while those who take the bytes are busy.
-            async move { Task(tokio::spawn(async move { this.range(range).await })).join().await }
-        };
-        let mut starts = (all.start..all.end).step_by(RANGE as usize);
-        let first = stream::iter(starts.next()).then(request.clone());
-        first.chain(stream::iter(starts).map(request).buffered(concurrency)).boxed()
-    }
-
-    /// A part of the blob from a request for all of it; after a break it starts again and drops what is there already.
-    fn sequential(self, part: Range<u64>) -> BoxStream<'static, Result<Unverified, FetchError>> {
-        struct State {
-            transfer: Transfer,
-            open: Option<ByteStream>,
-            /// Up to where the bytes are there.
-            delivered: u64,
-            skip: u64,
-            counted: u64,
-            pause: Pause,
-        }
-        let pause = Pause::new(self.limits.read_timeout);
-        let state = State { transfer: self, open: None, delivered: part.start, skip: 0, counted: part.start, pause };
-        stream::try_unfold(state, move |mut state| async move {
-            loop {
-                let size = state.transfer.blob.size;
-                let left = part.end - state.delivered;
-                if left == 0 {
-                    return Ok(None);
-                }
-                let next = match &mut state.open {
-                    Some(open) => open.try_next().await,
-                    None => {
-                        state.skip = state.delivered;
-                        match state.transfer.open(0..size).await {
-                            Ok(open) => {
-                                state.open = Some(open);
-                                continue;
-                            }
-                            Err(error) => Err(error),
-                        }
-                    }
-                };
-                match next {
-                    Ok(Some(piece)) => {
-                        state.transfer.count(piece.len());
-                        let skipped = state.skip.min(piece.len() as u64);
-                        state.skip -= skipped;
-                        if skipped < piece.len() as u64 {
-                            let end = (piece.len() as u64).min(skipped + left);
-                            let rest = Unverified::new(piece.peek().slice(skipped as usize..end as usize));
-                            state.delivered += rest.len() as u64;
-                            return Ok(Some((rest, state)));
-                        }
-                    }
-                    Ok(None) => {
-                        // A source ends its stream with the range or with an error; this one did neither.
-                        let source_name = state.transfer.source.name();
-                        let what = format!("the stream ended after {} of {size} bytes", state.delivered);
-                        state.open = None;
-                        let error = SourceError::Transport { source_name, what, cause: None };
-                        state.pause.before_retry(error).await.map_err(|end| state.transfer.failed(end))?;
-                    }
-                    Err(error) => {
-                        state.open = None;
-                        if state.delivered - state.counted >= PROGRESS {
-                            state.counted = state.delivered;
-                            state.pause.reset();
-                        }
-                        state.pause.before_retry(error).await.map_err(|end| state.transfer.failed(end))?;
-                    }
-                }
-            }
-        })
-        .boxed()
-    }
-
-    fn failed(&self, end: GivenUp) -> FetchError {
+    pub(super) fn failed(&self, end: GivenUp) -> FetchError {
         end.into_error(format!("layer {}", self.blob.digest))
-    }
-}
-
-/// A task that ends with who waits for it.
-struct Task(JoinHandle<Result<Vec<Unverified>, FetchError>>);
-
-impl Task {
-    async fn join(mut self) -> Result<Vec<Unverified>, FetchError> {
-        let lost = |_| Err(FetchError::Lost { what: "a range".to_owned() });
-        (&mut self.0).await.unwrap_or_else(lost)
-    }
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
@@ -312,7 +178,7 @@ where
 }
 
 /// The pauses between attempts: exponential with full jitter, within a deadline that progress moves.
-struct Pause {
+pub(super) struct Pause {
     attempts: u32,
     patience: Duration,
     since: Instant,
@@ -320,14 +186,14 @@ struct Pause {
 }
 
 /// Why there is no further attempt.
-struct GivenUp {
+pub(super) struct GivenUp {
     cause: SourceError,
     /// The deadline that would pass; `None` where trying again can't help.
     deadline: Option<Duration>,
 }
 
 impl Pause {
-    fn new(patience: Duration) -> Self {
+    pub(super) fn new(patience: Duration) -> Self {
         Self { attempts: u32::MAX, patience, since: Instant::now(), backoff: Self::backoff() }
     }
 
@@ -341,11 +207,11 @@ impl Pause {
             .build()
     }
 
-    fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         *self = Self::new(self.patience);
     }
 
-    async fn before_retry(&mut self, error: SourceError) -> Result<(), GivenUp> {
+    pub(super) async fn before_retry(&mut self, error: SourceError) -> Result<(), GivenUp> {
         self.attempts -= 1;
         if !error.is_transient() || self.attempts == 0 {
             return Err(GivenUp { cause: error, deadline: None });

@@ -14,6 +14,7 @@ use super::{Document, Edition, PublishError};
 use crate::archive::index::Index;
 use crate::archive::index::annotations::MEDIA_TYPE;
 use crate::digest::{Digest, Mismatch, Unverified};
+use crate::fetch::memory::Memory;
 use crate::fetch::transfer::{Persistence, Transfer, retried};
 use crate::fetch::{FILLS, FetchError, Limits, Resolved};
 use crate::source::{BlobId, ByteStream, Source, SourceError, Target};
@@ -147,6 +148,8 @@ pub struct Writer<'a> {
     pub resolved: &'a Resolved,
     /// Deadlines and parallelism.
     pub limits: Limits,
+    /// What blobs on their way may take of memory.
+    pub memory: Arc<Memory>,
 }
 
 impl Writer<'_> {
@@ -263,8 +266,8 @@ impl Writer<'_> {
 
     fn transfer(&self, source: &Arc<dyn Source>, blob: BlobId) -> Transfer {
         let (limits, received, fetched) = (self.limits.clone(), watch::Sender::new(0), Arc::default());
-        let persistence = Persistence::UntilDeadline;
-        Transfer { source: source.clone(), blob, limits, received, persistence, fetched }
+        let (persistence, memory) = (Persistence::UntilDeadline, self.memory.clone());
+        Transfer { source: source.clone(), blob, limits, received, persistence, fetched, memory }
     }
 
     /// Sends the bytes that `open` gives. Where the target fails, it is tried again from the start.

@@ -164,14 +164,6 @@ impl LayerFetch {
         (file.is_complete() && file.list().size() == found.size()).then_some(file)
     }
 
-    /// The content of a row, if all of it is in the cache.
-    pub async fn whole_soon(self: &Arc<Self>, row: usize) -> Option<Object> {
-        let known = self.known()?;
-        let found = self.object(known.head(), row).await;
-        // Who reads it is told.
-        found.inspect_err(|error| tracing::debug!(%error, "what is cached of a file is not known")).ok()?
-    }
-
     /// How many bytes of a row's content are in the cache, about; none as long as nothing proves what they are.
     pub async fn in_cache(&self, row: usize) -> u64 {
         let Some(known) = self.known() else { return 0 };
@@ -184,7 +176,7 @@ impl LayerFetch {
         self.blocking(look).await.unwrap_or_default()
     }
 
-    async fn object(self: &Arc<Self>, head: &Head, row: usize) -> Result<Option<Object>, FetchError> {
+    pub(super) async fn object(self: &Arc<Self>, head: &Head, row: usize) -> Result<Option<Object>, FetchError> {
         let found = head.row(row).and_then(|row| Some((row.object()?, row.size())));
         let Some((name, size)) = found else { return Ok(None) };
         let object = self.blocking(move |cache| cache.object(&name, size)).await?;

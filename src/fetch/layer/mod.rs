@@ -4,7 +4,7 @@
 //! - `names`: what its root is, and what it holds: without the network where the layer is known;
 //! - `content`: bytes of its files: chunk by chunk where an index proves them, else the layer is fetched whole;
 //! - `get`: requests for chunks, what somebody waits for first; `small`: for what lies around and behind small files;
-//! - `whole`: fetching it whole, and what that may contradict;
+//! - `whole`: fetching it whole, and what that may contradict; `soon`: an open that waits for that;
 //! - `complete`: having all of it in the cache, or some files; `plan`: which chunks each request for that gets;
 //! - `settle`: proving an attested layer once all of its chunks are here.
 //!
@@ -23,6 +23,7 @@ mod names;
 mod plan;
 mod settle;
 mod small;
+mod soon;
 mod whole;
 
 use std::collections::{HashMap, HashSet};
@@ -430,6 +431,7 @@ impl LayerFetch {
             received: self.progress.clone(),
             persistence: self.persistence(),
             fetched: self.fetched.clone(),
+            memory: self.context.memory.clone(),
         };
         usable.map(|(at, source)| (at, transfer(source))).collect()
     }
