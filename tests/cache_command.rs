@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use support::kit::{KitBuilder, Served, pattern, tar};
 use support::program::Kitfs;
+use support::reading;
 use support::{Fault, FaultServer, eventually};
 
 const MIB: usize = 1 << 20;
@@ -352,14 +353,13 @@ fn rm_refuses_a_kit_that_is_mounted_and_what_is_open_stays_until_it_is_closed() 
     assert_eq!(kitfs.cached_files("objects").len(), 2);
 
     let open = mount.open_direct("w/a.bin");
-    let mut page = [0; 4096];
-    open.read_exact_at(&mut page, 0).expect("reads");
+    reading::part_directly(&open, 0, 4096).expect("reads");
     server.reset_counters();
     let told = json_of(&kitfs, &["cache", "rm", "--force", "--dry-run", &kit.reference, "--json"]);
     let done = json_of(&kitfs, &["cache", "rm", "--force", &kit.reference, "--json"]);
     assert_eq!([&told["removed"], &told["in_use"]], [&done["removed"], &done["in_use"]]);
     assert_eq!(done["in_use"]["items"], json!(1), "{done}");
-    open.read_exact_at(&mut page, MIB as u64).expect("reads on");
+    let page = reading::part_directly(&open, MIB as u64, 4096).expect("reads on");
     assert_eq!(page[..], pattern(1, 2 * MIB)[MIB..MIB + 4096]);
     assert_eq!(server.requests().len(), 0, "it is there still");
     let [object] = &kitfs.cached_files("objects")[..] else { panic!("one object is left") };

@@ -2,13 +2,13 @@
 
 mod support;
 
-use std::os::unix::fs::FileExt as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::kit::{KitBuilder, Served, gzip, huge_tar, pattern, pattern_at, tar};
 use support::program::{Kitfs, Mount};
+use support::reading;
 use support::{Fault, FaultServer, eventually};
 
 const MIB: u64 = 1 << 20;
@@ -25,8 +25,8 @@ fn until(kitfs: &Kitfs, mount: &Mount<'_>, state: &str) -> Value {
 
 /// A read past the kernel's cache, of the content of [`huge_tar`].
 fn read(mount: &Mount<'_>, name: &str, seed: u64, offset: u64, len: usize) {
-    let (mut found, mut expected) = (vec![0; len], vec![0; len]);
-    mount.open_direct(name).read_exact_at(&mut found, offset).expect("reads");
+    let found = reading::part_directly(&mount.open_direct(name), offset, len).expect("reads");
+    let mut expected = vec![0; len];
     pattern_at(seed, offset, &mut expected);
     assert!(found == expected, "wrong bytes in {name} at {offset}");
 }

@@ -138,6 +138,30 @@ fn a_user_mounts_reads_and_unmounts() {
 }
 
 #[test]
+fn a_user_reads_through_the_kernels_cache_and_status_says_why() {
+    let server = FaultServer::empty("team/kit");
+    let (kit, user) = (kit(&server), User::new());
+    let said = user.script(
+        &kit,
+        r#"
+        export KITFS_CACHE_SIZE=1TiB
+        kitfs pull "$REF"
+        kitfs mount "$REF"
+        cat kit/code/a.py
+        cat kit/code/a.py
+        kitfs status
+        kitfs status --json
+        "#,
+    );
+    assert!(said.contains("print()\nprint()"), "{said}");
+    let reads = said.lines().find(|line| line.trim_start().starts_with("reads ")).expect("a line of status");
+    assert!(reads.contains("cached, because") && reads.contains("CAP_SYS_ADMIN"), "{reads}");
+    let ahead = said.lines().find(|line| line.trim_start().starts_with("read-ahead ")).expect("a line of status");
+    assert!(ahead.contains("128.0 KiB, because /sys/class/bdi/"), "{ahead}");
+    assert!(said.contains(r#""opened":{"cached":2,"direct":0,"passthrough":0}"#), "{said}");
+}
+
+#[test]
 fn a_busy_mount_names_who_uses_it_and_can_be_detached() {
     let server = FaultServer::empty("team/kit");
     let (kit, user) = (kit(&server), User::new());

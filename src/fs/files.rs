@@ -90,8 +90,10 @@ impl Fs {
         if self.ways.may_pass()
             && let Some(object) = self.whole(at).await.filter(|object| object.size() == meta.size)
         {
-            let via = if object.is_lasting() { Via::Passthrough(object) } else { Via::Cached };
-            return Ok(opened(via, true));
+            // Of what passes through no read is seen.
+            let is_watched = self.prefetch().is_some_and(|prefetch| prefetch.watches(ino, meta.size));
+            let passes = object.is_lasting() && !is_watched;
+            return Ok(opened(if passes { Via::Passthrough(object) } else { Via::Cached }, true));
         }
         if !found.is_at_hand {
             layer.prepare(row);

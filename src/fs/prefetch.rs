@@ -164,6 +164,16 @@ impl Prefetch {
         }
     }
 
+    /// Whether what is read of a file may still tell what to fetch: nothing is known of how the kit is read, and little was
+    /// read of this file.
+    pub(super) fn watches(&self, ino: Ino, size: u64) -> bool {
+        if size < TELLING || !matches!(self.selection, Selection::Auto) {
+            return false;
+        }
+        let read = self.reads.lock().unwrap_or_else(|held| held.into_inner()).get(&ino).copied();
+        read.is_none_or(|read| read <= TELLING) && self.progress.borrow().state == State::Waiting
+    }
+
     fn note(&self, note: impl FnOnce(&mut Progress)) {
         self.progress.send_modify(note);
     }

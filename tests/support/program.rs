@@ -177,7 +177,8 @@ impl Mount<'_> {
         String::from_utf8_lossy(&value[..len]).into_owned()
     }
 
-    /// Opens a file past the kernel's cache: each read of it is one of ours, and none comes ahead.
+    /// Opens a file past the kernel's cache: each read of it is one of ours, and none comes ahead; unless it is complete and
+    /// passes through, then it is one of the disk, in whole blocks ([`super::reading::part_directly`]).
     pub fn open_direct(&self, name: &str) -> std::fs::File {
         let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
         std::fs::OpenOptions::new().read(true).custom_flags(direct).open(self.path(name)).expect("opens")

@@ -12,6 +12,23 @@ pub fn open_directly(path: &Path) -> File {
     OpenOptions::new().read(true).custom_flags(flags).open(path).expect("opens")
 }
 
+/// Part of a file that is open with `O_DIRECT`, as the disks of what passes through want it: whole blocks, into aligned
+/// memory.
+pub fn part_directly(file: &File, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+    const BLOCK: u64 = 4096;
+    let start = offset / BLOCK * BLOCK;
+    let end = (offset + len as u64).next_multiple_of(BLOCK);
+    let mut blocks = memmap2::MmapMut::map_anon((end - start) as usize)?;
+    let (skipped, mut count) = ((offset - start) as usize, 0);
+    while count < skipped + len {
+        match file.read_at(&mut blocks[count..], start + count as u64)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            more => count += more,
+        }
+    }
+    Ok(blocks[skipped..skipped + len].to_vec())
+}
+
 /// With `O_DIRECT`: block by block, at aligned offsets, into aligned memory.
 pub fn directly(path: &Path) -> Vec<u8> {
     let file = open_directly(path);
