@@ -7,6 +7,7 @@
 //!   upload       what it takes: blobs, manifests, referrers
 //!   content      what it serves: bytes, a file, or a function
 //! away           what is found where a registry was
+//! delay          a network of so many milliseconds before it
 //! kit            ModelKits made for tests, hostile ones too
 //! index          indexes of their layers, and referrers
 //! kithome        kit's local storage, filled from a layout
@@ -21,6 +22,7 @@
 
 pub mod away;
 pub mod content;
+pub mod delay;
 pub mod fault;
 pub mod http;
 pub mod index;

@@ -103,6 +103,11 @@ impl Registry {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// The process that serves.
+    pub fn process(&self) -> u32 {
+        self.process.id()
+    }
+
     /// The location of one of its repositories.
     pub fn location(&self, repository: &str) -> Location {
         Location::Registry { host: self.host(), repository: repository.to_owned() }
