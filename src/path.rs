@@ -140,9 +140,19 @@ impl TreePath {
 
     /// Whether this path is `other` or lies below it.
     pub fn is_within(&self, other: &TreePath) -> bool {
-        other.is_root()
-            || self.0 == other.0
-            || (self.0.len() > other.0.len() && self.0.starts_with(&other.0) && self.0[other.0.len()] == b'/')
+        is_within(&self.0, &other.0)
+    }
+}
+
+/// The same of the bytes of clean paths, for who has millions where they lie.
+pub fn is_within(path: &[u8], other: &[u8]) -> bool {
+    let below = path.strip_prefix(other);
+    other.is_empty() || below.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+impl AsRef<[u8]> for TreePath {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
     }
 }
 

@@ -92,7 +92,7 @@ fn every_layer_that_kit_packed_walks_cleanly_and_holds_what_kit_unpacked() {
             assert_eq!(hop(&layer, 65_536).expect("a sound tar"), (headers(&streamed), None));
             let listing = Listing::build(headers(&streamed)).expect("no contradictions");
             let index = index_of(&layer).expect("no contradictions");
-            assert_eq!(index.head().rows().map(|row| row.to_entry()).collect::<Vec<_>>(), listing.entries());
+            assert!(index.head().rows().map(|row| row.entry()).eq(listing.entries()));
             layers += 1;
             for (entry, content) in &streamed {
                 let digest = (entry.kind == EntryKind::File).then(|| Digest::of(content).hex());

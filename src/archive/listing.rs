@@ -3,12 +3,40 @@
 //! Invariants of [`Listing`]: sorted by the bytes of the paths; no path twice; nothing lies below a file or a symbolic link;
 //! the root, where it is named at all, is a directory, or the one file of a raw layer; contents don't overlap.
 
-use super::{Entry, EntryKind};
+use super::index::RowKind;
+use super::{Entry, EntryKind, EntryRef};
 use crate::path::TreePath;
 
-/// The entries of one layer. Equal if they say the same of every path.
+/// The entries of one layer, 48 bytes each and their names. Equal if they say the same of every path.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Listing(Vec<Entry>);
+pub struct Listing {
+    rows: Vec<Row>,
+    /// The paths, and behind a link's its target.
+    names: Vec<u8>,
+}
+
+/// An entry, packed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    /// Of a link the target's.
+    size: u64,
+    offset: u64,
+    mtime: i64,
+    uid: u32,
+    gid: u32,
+    /// Where the path begins among the names. A walk takes no more of them than fit.
+    path: u32,
+    path_len: u16,
+    mode: u16,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    File,
+    Directory,
+    Symlink,
+}
 
 /// Entries that contradict each other.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,12 +70,60 @@ impl Listing {
     pub fn build(mut entries: Vec<Entry>) -> Result<Self, Contradiction> {
         sort(&mut entries, |entry| entry);
         Self::check(&entries)?;
-        Ok(Self(entries))
+        let mut listing = Self { rows: Vec::with_capacity(entries.len()), names: Vec::new() };
+        entries.iter().for_each(|entry| listing.push(entry));
+        listing.names.shrink_to_fit();
+        Ok(listing)
+    }
+
+    fn push(&mut self, entry: &Entry) {
+        let (kind, target): (_, &[u8]) = match &entry.kind {
+            EntryKind::File => (Kind::File, &[]),
+            EntryKind::Directory => (Kind::Directory, &[]),
+            EntryKind::Symlink(target) => (Kind::Symlink, target),
+        };
+        let (path, path_len) = (self.names.len() as u32, entry.path.as_bytes().len() as u16);
+        self.names.extend_from_slice(entry.path.as_bytes());
+        self.names.extend_from_slice(target);
+        let Entry { uid, gid, mtime, offset, .. } = *entry;
+        let size = entry.size + target.len() as u64;
+        self.rows.push(Row { size, offset, mtime, uid, gid, path, path_len, mode: entry.mode as u16, kind });
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The entry at a position in the order of paths.
+    pub fn row(&self, position: usize) -> Option<EntryRef<'_>> {
+        self.rows.get(position).map(|row| self.unpacked(row))
     }
 
     /// The entries in the order of their paths.
-    pub fn entries(&self) -> &[Entry] {
-        &self.0
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = EntryRef<'_>> {
+        self.rows.iter().map(|row| self.unpacked(row))
+    }
+
+    /// Where the entry of exactly this path stands.
+    pub fn find(&self, path: &[u8]) -> Option<usize> {
+        self.rows.binary_search_by(|row| self.unpacked(row).path.cmp(path)).ok()
+    }
+
+    fn unpacked(&self, row: &Row) -> EntryRef<'_> {
+        let (path, rest) = self.names[row.path as usize..].split_at(row.path_len.into());
+        let (kind, size) = match row.kind {
+            Kind::File => (RowKind::File, row.size),
+            Kind::Directory => (RowKind::Directory, 0),
+            Kind::Symlink => (RowKind::Symlink(&rest[..row.size as usize]), 0),
+        };
+        let Row { offset, mtime, uid, gid, .. } = *row;
+        EntryRef { path, kind, mode: row.mode.into(), uid, gid, mtime, size, offset }
     }
 
     fn check(entries: &[Entry]) -> Result<(), Contradiction> {
@@ -90,12 +166,6 @@ fn first_below<'a>(entries: &'a [Entry], path: &TreePath) -> Option<&'a Entry> {
     entries.get(at).filter(|entry| entry.path.is_within(path))
 }
 
-impl From<Listing> for Vec<Entry> {
-    fn from(listing: Listing) -> Self {
-        listing.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,8 +190,8 @@ mod tests {
     #[test]
     fn entries_are_sorted_by_path() {
         let listing = Listing::build(vec![dir("b"), file("b/x", 512, 1), file("a", 1024, 1)]).expect("sound");
-        let paths: Vec<_> = listing.entries().iter().map(|entry| entry.path.to_string()).collect();
-        assert_eq!(paths, ["a", "b", "b/x"]);
+        let paths: Vec<_> = listing.entries().map(|entry| entry.path).collect();
+        assert_eq!(paths, [&b"a"[..], b"b", b"b/x"]);
     }
 
     #[test]
@@ -129,8 +199,21 @@ mod tests {
         let mut first = dir("a");
         first.mode = 0o700;
         let listing = Listing::build(vec![first, dir("a"), dir("a")]).expect("sound");
-        assert_eq!(listing.entries().len(), 1);
-        assert_eq!(listing.entries()[0].mode, 0o700);
+        assert_eq!(listing.entries().map(|entry| entry.mode).collect::<Vec<_>>(), [0o700]);
+    }
+
+    #[test]
+    fn an_entry_comes_out_as_it_went_in() {
+        let link = entry("b", EntryKind::Symlink(b"a/../c".to_vec()), 2048, 0);
+        let mut odd = file("c", 4096, u64::MAX - 8192);
+        (odd.mode, odd.uid, odd.gid, odd.mtime) = (0o7777, 1, u32::MAX - 1, i64::MIN);
+        let entries = vec![dir("a"), link, odd];
+        let listing = Listing::build(entries.clone()).expect("sound");
+        assert_eq!(listing.entries().map(|entry| entry.to_entry()).collect::<Vec<_>>(), entries);
+        assert!(entries.iter().map(Entry::by_ref).eq(listing.entries()));
+        let found = listing.find(b"b").and_then(|at| listing.row(at)).map(|entry| entry.to_entry());
+        assert_eq!(found, Some(entries[1].clone()));
+        assert_eq!((listing.find(b"bb"), listing.row(3)), (None, None));
     }
 
     #[test]

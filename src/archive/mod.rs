@@ -21,6 +21,7 @@ pub(crate) mod testing_trees;
 pub mod walker;
 
 use crate::path::TreePath;
+use index::RowKind;
 
 /// What kind of node an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -52,4 +53,53 @@ pub struct Entry {
     pub size: u64,
     /// Where the content starts in the uncompressed layer.
     pub offset: u64,
+}
+
+/// An entry where it lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryRef<'a> {
+    /// As [`Entry::path`].
+    pub path: &'a [u8],
+    /// As [`Entry::kind`].
+    pub kind: RowKind<'a>,
+    /// As [`Entry::mode`].
+    pub mode: u32,
+    /// As [`Entry::uid`].
+    pub uid: u32,
+    /// As [`Entry::gid`].
+    pub gid: u32,
+    /// As [`Entry::mtime`].
+    pub mtime: i64,
+    /// As [`Entry::size`].
+    pub size: u64,
+    /// As [`Entry::offset`].
+    pub offset: u64,
+}
+
+impl Entry {
+    /// The entry as it lies here.
+    pub fn by_ref(&self) -> EntryRef<'_> {
+        let Self { path, kind, mode, uid, gid, mtime, size, offset } = self;
+        let kind = match kind {
+            EntryKind::File => RowKind::File,
+            EntryKind::Directory => RowKind::Directory,
+            EntryKind::Symlink(target) => RowKind::Symlink(target),
+        };
+        let (mode, uid, gid, mtime, size, offset) = (*mode, *uid, *gid, *mtime, *size, *offset);
+        EntryRef { path: path.as_bytes(), kind, mode, uid, gid, mtime, size, offset }
+    }
+}
+
+impl EntryRef<'_> {
+    /// The entry as a value of its own.
+    pub fn to_entry(&self) -> Entry {
+        let Self { path, kind, mode, uid, gid, mtime, size, offset } = *self;
+        let kind = match kind {
+            RowKind::File => EntryKind::File,
+            RowKind::Directory => EntryKind::Directory,
+            RowKind::Symlink(target) => EntryKind::Symlink(target.to_vec()),
+        };
+        let path = TreePath::from_clean(path).expect("checked when the entry was read");
+        Entry { path, kind, mode, uid, gid, mtime, size, offset }
+    }
 }

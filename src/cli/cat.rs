@@ -133,8 +133,8 @@ impl Cat {
     async fn unverified_row(&self, kit: &Kit, tree: &mut Tree) -> Result<Option<(Arc<LayerFetch>, Entry)>, Failure> {
         let listings = kits::list_unverified(kit, tree, &self.path).await?;
         let row = listings.iter().find_map(|(at, listing)| {
-            let (_, entry) = listing.rows.iter().find(|(path, _)| *path == self.path)?;
-            Some((kit.layers[*at].clone(), entry.clone()))
+            let entry = listing.entry(listing.find(&self.path)?)?;
+            Some((kit.layers[*at].clone(), entry.to_entry()))
         });
         Ok(row.filter(|(layer, entry)| layer.tier() == Tier::Provisional && entry.kind == EntryKind::File))
     }

@@ -11,7 +11,7 @@ use super::output::{self, Output, printable};
 use super::progress::Progress;
 use super::{Failure, served, walk};
 use crate::fetch::{Context, FetchError, Kit, LayerFetch, Probed, Resolved};
-use crate::fs::{DirEntry, Fs, Ino, NodeKind, Ownership};
+use crate::fs::{Fs, Ino, NodeKind, Ownership};
 use crate::path::TreePath;
 use crate::units::format_size;
 
@@ -78,7 +78,7 @@ async fn rows(fs: &Fs) -> Result<Vec<Row>, Failure> {
     let mut rows = Vec::new();
     let mut pending = vec![(TreePath::root(), Ino::ROOT)];
     while let Some((dir, ino)) = pending.pop() {
-        for DirEntry { attr, name, .. } in fs.known_entries(ino).map_err(|error| walk::at(&dir, error))? {
+        for (name, attr) in fs.known_entries(ino).map_err(|error| walk::at(&dir, error))? {
             let path = dir.join(&TreePath::clean(&name)?)?;
             if attr.kind == NodeKind::Directory {
                 pending.push((path.clone(), attr.ino));

@@ -148,9 +148,9 @@ impl Lister<'_> {
     /// What is in a directory.
     async fn rows(&self, dir: &TreePath, attr: &Attr) -> Result<Vec<Row>, Failure> {
         let mut rows = Vec::new();
-        for entry in walk::entries(self.fs, dir, attr.ino).await? {
-            let path = dir.join(&TreePath::clean(&entry.name)?)?;
-            rows.push(self.row(path, entry.name, entry.attr).await?);
+        for (name, attr) in walk::entries(self.fs, dir, attr.ino).await? {
+            let path = dir.join(&TreePath::clean(&name)?)?;
+            rows.push(self.row(path, name, attr).await?);
         }
         Ok(rows)
     }

@@ -53,15 +53,16 @@ pub(super) async fn find(fs: &Fs, path: &TreePath, through_last: bool) -> Result
 }
 
 /// What is in a directory, without `.` and `..`, sorted by name.
-pub(super) async fn entries(fs: &Fs, path: &TreePath, dir: Ino) -> Result<Vec<DirEntry>, Failure> {
+pub(super) async fn entries(fs: &Fs, path: &TreePath, dir: Ino) -> Result<Vec<(Vec<u8>, Attr)>, Failure> {
     let mut all = Vec::new();
-    let mut offset = 0;
-    loop {
-        let batch = fs.readdir(dir, 0, offset).await.map_err(|error| at(path, error))?;
-        let Some(last) = batch.last() else { return Ok(all) };
-        offset = last.next;
-        all.extend(batch.into_iter().filter(|entry| !matches!(entry.name.as_slice(), b"." | b"..")));
-    }
+    let note = |entry: DirEntry<'_>| {
+        if !matches!(entry.name, b"." | b"..") {
+            all.push((entry.name.to_vec(), entry.attr));
+        }
+        false
+    };
+    fs.readdir(dir, 0, note).await.map_err(|error| at(path, error))?;
+    Ok(all)
 }
 
 /// A failure at a path of the kit.

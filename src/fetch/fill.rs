@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::pass::{Failure, Passed, Staged, pass};
 use super::replay::{self, Replay, Unusable};
@@ -73,6 +73,8 @@ pub struct Fill {
     pub in_parts: bool,
     /// Told when its files can't be staged.
     pub unstaged: Arc<Unstaged>,
+    /// Told of the index again once the cache keeps it.
+    pub kept: mpsc::UnboundedSender<Arc<Index>>,
 }
 
 /// Whose turn it is.
@@ -109,24 +111,6 @@ impl Fill {
 
     fn what(&self) -> String {
         format!("layer {}", self.layer.digest)
-    }
-
-    /// The derived index of the layer, if an earlier fill left one.
-    pub async fn known_index(&self) -> Result<Option<Arc<Index>>, FetchError> {
-        let key = self.key();
-        // Decoded there too: the index of a million files takes seconds.
-        let bound = self.context.limits.max_inflated;
-        let decode = move |cache: &Cache| Ok(cache.index(&key)?.map(|bytes| Index::decode(bytes, bound)));
-        let Some(decoded) = self.context.blocking(&self.what(), decode).await? else { return Ok(None) };
-        match decoded {
-            Ok(index) if index.head().layer().fit(&self.layer) => Ok(Some(Arc::new(index))),
-            // Not of this layer, or of a form we don't read: as good as absent, and the next fill replaces it.
-            Ok(_) => Ok(None),
-            Err(error) => {
-                tracing::warn!(layer = %self.layer.digest, %error, "derived index ignored");
-                Ok(None)
-            }
-        }
     }
 
     /// Whether all that an index names is in the cache.
@@ -203,7 +187,8 @@ impl Fill {
             self.unstaged.note(&self.layer, why);
         }
         self.keep_index(&index, staging).await?;
-        Ok(index)
+        let key = self.key();
+        Ok(self.context.blocking(&self.what(), move |cache| Ok(at_rest(cache, &key, index))).await?)
     }
 
     /// Gets the layer's staging directory, or what another process made of it.
@@ -240,7 +225,7 @@ impl Fill {
 
     /// Looks whether there is anything to do, now that nobody else is at it.
     async fn ours(&self, staging: Result<Staging, CacheError>, has_waited: bool) -> Result<Turn, FetchError> {
-        let Some(index) = self.known_index().await? else { return Ok(Turn::Ours(staging, None)) };
+        let Some(index) = known_index(&self.layer, &self.context).await? else { return Ok(Turn::Ours(staging, None)) };
         // Another process has made at least the index, and where it had no room for more, we have none either.
         let is_enough = has_waited && self.in_parts;
         if !is_enough && !self.is_complete(&index).await? {
@@ -328,13 +313,15 @@ impl Fill {
 
     /// Makes the objects durable behind the readers' backs.
     fn commit(&self, sealed: Sealed, index: &Arc<Index>) {
-        let (cache, key, index) = (self.context.cache.clone(), self.key(), index.clone());
+        let (cache, key, index, kept) = (self.context.cache.clone(), self.key(), index.clone(), self.kept.clone());
         tokio::task::spawn_blocking(move || {
             if let Err(error) = sealed.commit(&cache, &key, index.as_bytes()) {
                 error.unless_full(|error| {
                     tracing::error!(%error, "the cache did not keep all of a verified layer; it will be fetched again");
                 });
             }
+            // Nobody hears it where the layer is gone.
+            let _ = kept.send(at_rest(&cache, &key, index));
         });
     }
 
@@ -350,6 +337,31 @@ impl Fill {
         };
         self.context.blocking(&self.what(), keep).await
     }
+}
+
+/// The derived index of a layer, if an earlier fill left one.
+pub async fn known_index(layer: &Layer, context: &Context) -> Result<Option<Arc<Index>>, FetchError> {
+    let key = index_key(layer);
+    // Decoded there too: the index of a million files takes seconds.
+    let bound = context.limits.max_inflated;
+    let decode = move |cache: &Cache| Ok(cache.index(&key)?.map(|bytes| Index::decode(bytes, bound)));
+    let Some(decoded) = context.blocking(&format!("layer {}", layer.digest), decode).await? else { return Ok(None) };
+    match decoded {
+        Ok(index) if index.head().layer().fit(layer) => Ok(Some(Arc::new(index))),
+        // Not of this layer, or of a form we don't read: as good as absent, and the next fill replaces it.
+        Ok(_) => Ok(None),
+        Err(error) => {
+            tracing::warn!(layer = %layer.digest, %error, "derived index ignored");
+            Ok(None)
+        }
+    }
+}
+
+/// An index where the cache keeps it, mapped if it is long, so that it takes no memory of ours for as long as the mount
+/// lives; else the one that was given. Blocks.
+pub fn at_rest(cache: &Cache, key: &Digest, index: Arc<Index>) -> Arc<Index> {
+    let kept = cache.index(key).ok().flatten();
+    kept.and_then(|bytes| index.moved(bytes)).map_or(index, Arc::new)
 }
 
 /// Goes on with what an earlier fill has left, if that can be used. Blocks.

@@ -57,6 +57,14 @@ impl<T: Clone + Send + Sync + 'static> Flight<T> {
         }
     }
 
+    /// Puts what is as good in the place of a result, if there is one.
+    pub fn replace(&self, value: T) {
+        let mut state = lock(&self.state);
+        if matches!(*state, State::Done(_)) {
+            *state = State::Done(value);
+        }
+    }
+
     /// Waits for the result; starts `work` if nobody has. The wait may be dropped at any time.
     pub async fn join<F>(&self, work: impl FnOnce() -> F) -> Result<T, FetchError>
     where
@@ -145,6 +153,16 @@ mod tests {
         let failed = flight.join(|| async { Err::<u32, _>(lost("first")) }).await;
         assert!(matches!(failed.as_ref().map_err(FetchError::root), Err(FetchError::Lost { what }) if what == "first"));
         assert!(matches!(flight.join(|| async { Ok(7) }).await, Ok(7)));
+    }
+
+    #[tokio::test]
+    async fn only_a_result_is_replaced() {
+        let flight = Flight::new("test");
+        flight.replace(1);
+        assert_eq!(flight.done(), None);
+        assert!(matches!(flight.join(|| async { Ok(2) }).await, Ok(2)));
+        flight.replace(3);
+        assert_eq!(flight.done(), Some(3));
     }
 
     #[tokio::test]

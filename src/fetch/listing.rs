@@ -1,19 +1,22 @@
 //! What a layer holds, before and after it was hashed.
 //!
 //! A [`Listing`] has one row for each path that the layer puts into the tree, sorted by path; a position in it names the
-//! entry from then on. It comes from an index (verified) or from headers read by range (provisional). Whatever its
-//! source, the same rules hold: entries lie in the layer's root or are parents of it, and links stay in the tree.
+//! entry from then on. It comes from an index (verified), which is read where it lies, or from headers read by range
+//! (provisional), which are packed. Whatever its source, the same rules hold: entries lie in the layer's root or are parents
+//! of it, and links stay in the tree.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::transfer::Transfer;
 use super::{ArchiveError, FetchError};
+use crate::archive::index::{Head, RowKind};
 use crate::archive::inflate::Inflater;
 use crate::archive::stream::{Event, StreamWalker};
 use crate::archive::walker::{Caps, Step, Walker};
-use crate::archive::{Entry, EntryKind, listing};
+use crate::archive::{Entry, EntryKind, EntryRef, listing};
 use crate::modelkit::{Compression, Format, Layer};
-use crate::path::TreePath;
+use crate::path::{MAX_PATH, TreePath, is_within};
 use crate::tree::{Meta, NodeKind};
 
 /// The first read of a layer: 64 KiB hold the headers of any parents, and all of a small layer.
@@ -30,10 +33,25 @@ pub const SMALL_LAYER: u64 = 1 << 20;
 /// A layer's rows in the tree.
 #[derive(Debug, Clone)]
 pub struct Listing {
-    /// Paths in the kit, sorted, with the entries behind them.
-    pub rows: Vec<(TreePath, Entry)>,
-    /// Whether the layer's digest has held for them.
-    pub verified: bool,
+    rows: Rows,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Rows {
+    /// What headers told.
+    Told(Arc<listing::Listing>),
+    /// What an index has.
+    Indexed(Head),
+}
+
+/// Where a layer's entries lie in the kit.
+#[derive(Debug, Clone)]
+enum Place {
+    /// Below this path.
+    Below(TreePath),
+    /// The only one at this path, with the mode and time that the manifest states.
+    At { path: TreePath, mode: u32, mtime: i64 },
 }
 
 /// What a first small read tells.
@@ -57,46 +75,120 @@ pub enum Hopped {
 }
 
 impl Listing {
-    /// Applies a layer's naming rule to its entries and checks where they lie.
-    pub fn new(layer: &Layer, entries: Vec<Entry>, verified: bool) -> Result<Self, FetchError> {
-        let rows = entries.into_iter().map(|entry| Ok((place(layer, &entry)?, entry)));
-        let mut rows = rows.collect::<Result<Vec<_>, FetchError>>()?;
-        if let Format::Raw { mode, mtime, .. } = layer.format {
-            for (_, entry) in &mut rows {
-                entry.mode = mode;
-                entry.mtime = mtime;
-            }
+    /// What headers told of a layer, if it may lie where it does.
+    pub fn told(layer: &Layer, rows: listing::Listing) -> Result<Self, FetchError> {
+        Self::new(layer, Rows::Told(Arc::new(rows))).checked(layer)
+    }
+
+    /// What the index of a layer has, if it may lie where it does.
+    pub fn indexed(layer: &Layer, head: &Head) -> Result<Self, FetchError> {
+        Self::of_checked(layer, head).checked(layer)
+    }
+
+    /// The same of an index that was looked through before.
+    pub fn of_checked(layer: &Layer, head: &Head) -> Self {
+        Self::new(layer, Rows::Indexed(head.clone()))
+    }
+
+    fn new(layer: &Layer, rows: Rows) -> Self {
+        let place = match layer.format {
+            Format::Tar => Place::Below(layer.prefix.clone()),
+            Format::Raw { mode, mtime, .. } => Place::At { path: layer.root.clone(), mode, mtime },
+        };
+        Self { rows, place }
+    }
+
+    fn checked(self, layer: &Layer) -> Result<Self, FetchError> {
+        (0..self.len()).filter_map(|at| self.entry(at)).try_for_each(|entry| place(layer, &entry).map(drop))?;
+        Ok(self)
+    }
+
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        match &self.rows {
+            Rows::Told(rows) => rows.len(),
+            Rows::Indexed(head) => head.len(),
         }
-        Ok(Self { rows, verified })
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The entry of a row. Its path is the one in the archive.
+    pub fn entry(&self, row: usize) -> Option<EntryRef<'_>> {
+        let entry = match &self.rows {
+            Rows::Told(rows) => rows.row(row),
+            Rows::Indexed(head) => head.row(row).map(|row| row.entry()),
+        };
+        match self.place {
+            Place::Below(_) => entry,
+            Place::At { mode, mtime, .. } => entry.map(|entry| EntryRef { mode, mtime, ..entry }),
+        }
+    }
+
+    /// The rows in order: paths in the kit, and the entries behind them.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = (Cow<'_, [u8]>, EntryRef<'_>)> {
+        let row = |at| {
+            let entry = self.entry(at).expect("a row of as many as there are");
+            (self.path_of(&entry), entry)
+        };
+        (0..self.len()).map(row)
+    }
+
+    fn path_of<'a>(&'a self, entry: &EntryRef<'a>) -> Cow<'a, [u8]> {
+        match &self.place {
+            Place::Below(prefix) => joined(prefix, entry.path),
+            Place::At { path, .. } => path.as_bytes().into(),
+        }
+    }
+
+    /// The row of a path in the kit.
+    pub fn find(&self, path: &TreePath) -> Option<usize> {
+        let path = match &self.place {
+            Place::Below(prefix) if is_within(path.as_bytes(), prefix.as_bytes()) => {
+                let below = &path.as_bytes()[prefix.as_bytes().len()..];
+                below.strip_prefix(b"/").unwrap_or(below)
+            }
+            Place::Below(_) => return None,
+            Place::At { path: only, .. } => return (only == path).then_some(0),
+        };
+        match &self.rows {
+            Rows::Told(rows) => rows.find(path),
+            Rows::Indexed(head) => head.find(path),
+        }
     }
 
     /// The rows in the tree's terms.
-    pub fn metas(&self) -> impl Iterator<Item = (TreePath, Meta)> + '_ {
-        self.rows.iter().map(|(path, entry)| (path.clone(), meta(entry)))
+    pub fn metas(&self) -> impl ExactSizeIterator<Item = (Cow<'_, [u8]>, Meta)> {
+        self.rows().map(|(path, entry)| (path, meta(&entry)))
     }
 
     /// The first difference from `other`, in words; what a verified listing is compared with.
     pub fn difference(&self, other: &Listing) -> Option<String> {
-        for ((path, mine), (told, theirs)) in self.rows.iter().zip(&other.rows) {
+        let shown = String::from_utf8_lossy;
+        for ((path, mine), (told, theirs)) in self.rows().zip(other.rows()) {
             if path != told {
-                return Some(format!("it holds {path} where {told} was told"));
+                return Some(format!("it holds {} where {} was told", shown(&path), shown(&told)));
             }
             if mine != theirs {
-                return Some(format!("{path}: {}", fields_that_differ(mine, theirs)));
+                return Some(format!("{}: {}", shown(&path), fields_that_differ(&mine, &theirs)));
             }
         }
-        let (mine, theirs) = (self.rows.len(), other.rows.len());
+        let (mine, theirs) = (self.len(), other.len());
         (mine != theirs).then(|| format!("{mine} entries, not {theirs}"))
     }
 }
 
 /// What an entry states otherwise than was told.
-fn fields_that_differ(found: &Entry, told: &Entry) -> String {
-    let kind = |entry: &Entry| match &entry.kind {
-        EntryKind::File => "a file".to_owned(),
-        EntryKind::Directory => "a directory".to_owned(),
-        EntryKind::Symlink(target) => format!("a link to {:?}", String::from_utf8_lossy(target)),
+fn fields_that_differ(found: &EntryRef<'_>, told: &EntryRef<'_>) -> String {
+    let kind = |entry: &EntryRef<'_>| match entry.kind {
+        RowKind::File => "a file".to_owned(),
+        RowKind::Directory => "a directory".to_owned(),
+        RowKind::Symlink(target) => format!("a link to {:?}", String::from_utf8_lossy(target)),
     };
+    let path = |entry: &EntryRef<'_>| String::from_utf8_lossy(entry.path).into_owned();
     let fields = [
         ("type", kind(found), kind(told)),
         ("mode", format!("{:04o}", found.mode), format!("{:04o}", told.mode)),
@@ -105,7 +197,7 @@ fn fields_that_differ(found: &Entry, told: &Entry) -> String {
         ("mtime", found.mtime.to_string(), told.mtime.to_string()),
         ("size", found.size.to_string(), told.size.to_string()),
         ("offset", found.offset.to_string(), told.offset.to_string()),
-        ("name in the archive", found.path.to_string(), told.path.to_string()),
+        ("name in the archive", path(found), path(told)),
     ];
     let differing = fields.iter().filter(|(_, found, told)| found != told);
     let words = differing.map(|(field, found, told)| format!("{field} {found}, and {told} was told"));
@@ -113,42 +205,60 @@ fn fields_that_differ(found: &Entry, told: &Entry) -> String {
 }
 
 /// An entry in the tree's terms.
-pub fn meta(entry: &Entry) -> Meta {
-    let (kind, size) = match &entry.kind {
-        EntryKind::File => (NodeKind::File, entry.size),
-        EntryKind::Directory => (NodeKind::Directory, 0),
-        EntryKind::Symlink(target) => (NodeKind::Symlink, target.len() as u64),
+pub fn meta(entry: &EntryRef<'_>) -> Meta {
+    let (kind, size) = match entry.kind {
+        RowKind::File => (NodeKind::File, entry.size),
+        RowKind::Directory => (NodeKind::Directory, 0),
+        RowKind::Symlink(target) => (NodeKind::Symlink, target.len() as u64),
     };
     Meta { kind, mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, size }
 }
 
-/// Where an entry lies in the kit, or why it may not lie there.
-fn place(layer: &Layer, entry: &Entry) -> Result<TreePath, FetchError> {
-    let outside =
-        |path: &TreePath| FetchError::OutsideRoot { layer: layer.digest, path: path.clone(), root: layer.root.clone() };
-    if matches!(layer.format, Format::Raw { .. }) {
-        return Ok(layer.root.clone());
+/// A path below a prefix.
+fn joined<'a>(prefix: &TreePath, path: &'a [u8]) -> Cow<'a, [u8]> {
+    match (prefix.as_bytes(), path) {
+        (b"", path) => path.into(),
+        (prefix, b"") => prefix.to_vec().into(),
+        (prefix, path) => [prefix, b"/", path].concat().into(),
     }
-    let path = layer.prefix.join(&entry.path).map_err(|_| outside(&entry.path))?;
-    let is_parent = entry.kind == EntryKind::Directory && layer.root.is_within(&path);
-    if !is_parent && !path.is_within(&layer.root) {
+}
+
+/// Where an entry lies in the kit, or why it may not lie there.
+fn place<'a>(layer: &Layer, entry: &EntryRef<'a>) -> Result<Cow<'a, [u8]>, FetchError> {
+    let outside = |path: &[u8]| {
+        let path = TreePath::from_clean(path).unwrap_or_default();
+        FetchError::OutsideRoot { layer: layer.digest, path, root: layer.root.clone() }
+    };
+    let root = layer.root.as_bytes();
+    if matches!(layer.format, Format::Raw { .. }) {
+        return Ok(root.to_vec().into());
+    }
+    let path = joined(&layer.prefix, entry.path);
+    if path.len() > MAX_PATH {
+        return Err(outside(entry.path));
+    }
+    let is_parent = entry.kind == RowKind::Directory && is_within(root, &path);
+    if !is_parent && !is_within(&path, root) {
         return Err(outside(&path));
     }
-    if let EntryKind::Symlink(target) = &entry.kind {
-        let mut joined = path.parent().unwrap_or_default().as_bytes().to_vec();
-        joined.push(b'/');
-        joined.extend_from_slice(target);
+    if let RowKind::Symlink(target) = entry.kind {
+        let dir = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+        let joined = [&path[..dir], b"/", target].concat();
         // `..` after a name could climb from wherever a link of that name leads to.
         let mut parts = target.split(|byte| *byte == b'/').skip_while(|part| matches!(*part, b"" | b"." | b".."));
         let stays = !target.starts_with(b"/")
             && parts.all(|part| part != b"..")
             && TreePath::clean(joined.strip_prefix(b"/").unwrap_or(&joined)).is_ok();
         if !stays {
-            let target = String::from_utf8_lossy(target).into_owned();
-            return Err(FetchError::LinkLeaves { layer: layer.digest, path, target });
+            let (layer, path) = (layer.digest, TreePath::from_clean(&path).unwrap_or_default());
+            return Err(FetchError::LinkLeaves { layer, path, target: String::from_utf8_lossy(target).into_owned() });
         }
     }
     Ok(path)
+}
+
+fn path_of(layer: &Layer, entry: &EntryRef<'_>) -> Result<TreePath, FetchError> {
+    Ok(TreePath::from_clean(&place(layer, entry)?).unwrap_or_default())
 }
 
 /// The single entry of a raw layer of `size` bytes: the same whatever the kit calls the file, so that its index is.
@@ -163,8 +273,7 @@ fn raw_listing(layer: &Layer) -> Option<Result<Listing, FetchError>> {
         Compression::None => layer.size,
         Compression::Gzip | Compression::Zstd => stated_size?,
     };
-    // An uncompressed raw layer's size is in the manifest, which has been verified.
-    Some(Listing::new(layer, vec![raw_entry(size)], layer.compression == Compression::None))
+    Some(listed(layer, vec![raw_entry(size)]))
 }
 
 /// Says what a layer's root is, from its first bytes.
@@ -182,18 +291,18 @@ pub async fn probe(layer: &Layer, transfer: &Transfer) -> Result<Probe, FetchErr
     };
     let mut dirs = Vec::new();
     for entry in headers.drain(..) {
-        let path = place(layer, &entry)?;
-        if path == layer.root && entry.kind != EntryKind::Directory {
+        let path = place(layer, &entry.by_ref())?.into_owned();
+        let root = layer.root.as_bytes();
+        if path == root && entry.kind != EntryKind::Directory {
             let mut entries = dirs;
             entries.push(entry);
             return Ok(Probe::File(Arc::new(listed(layer, entries)?)));
         }
-        let decided = path.is_within(&layer.root);
-        if entry.kind == EntryKind::Directory && layer.root.is_within(&path) {
+        if entry.kind == EntryKind::Directory && is_within(root, &path) {
             dirs.push(entry);
         }
-        if decided {
-            let metas = dirs.iter().map(|entry| Ok((place(layer, entry)?, meta(entry))));
+        if is_within(&path, root) {
+            let metas = dirs.iter().map(Entry::by_ref).map(|dir| Ok((path_of(layer, &dir)?, meta(&dir))));
             return Ok(Probe::Directory(metas.collect::<Result<_, FetchError>>()?));
         }
     }
@@ -280,8 +389,7 @@ async fn walk(
 
 /// Sorted and checked rows from entries in archive order, not verified.
 fn listed(layer: &Layer, entries: Vec<Entry>) -> Result<Listing, FetchError> {
-    let sorted = listing::Listing::build(entries).map_err(|error| broken(layer, error))?;
-    Listing::new(layer, sorted.into(), false)
+    Listing::told(layer, listing::Listing::build(entries).map_err(|error| broken(layer, error))?)
 }
 
 fn broken(layer: &Layer, error: impl Into<ArchiveError>) -> FetchError {

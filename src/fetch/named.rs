@@ -286,11 +286,12 @@ fn joined(pieces: &[Unverified]) -> Bytes {
     }
 }
 
-/// A cache that can't grow is no reason to do without it now.
+/// A cache that can't grow is no reason to do without it now. What it keeps is mapped if it is long, and takes no memory of
+/// ours for as long as the mount lives.
 fn verify_and_keep(cache: &Cache, bytes: Unverified, digest: &Digest) -> Result<Verified, Mismatch> {
     let verified = bytes.verify(digest)?;
     cache.keep_blob(digest, &verified).unwrap_or_else(|error| {
         error.unless_full(|error| tracing::warn!(%error, "not kept in the cache"));
     });
-    Ok(verified)
+    Ok(cache.blob(digest).ok().flatten().unwrap_or(verified))
 }

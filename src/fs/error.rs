@@ -26,6 +26,9 @@ pub enum FsError {
     /// No such extended attribute.
     #[error("no such attribute")]
     NoAttribute,
+    /// Extended attributes of a kind that nothing here has: whoever is told so asks for no more of them.
+    #[error("there are no attributes of this kind")]
+    NoSuchAttributes,
     /// More bytes than fit into memory.
     #[error("the request is too long")]
     TooLong,
@@ -51,6 +54,7 @@ impl FsError {
             Self::IsDirectory => Errno::ISDIR,
             Self::NotLink | Self::TooLong => Errno::INVAL,
             Self::NoAttribute => Errno::NODATA,
+            Self::NoSuchAttributes => Errno::OPNOTSUPP,
             Self::Disk { .. } => Errno::IO,
             Self::Fetch(error) => fetch_errno(error),
         }

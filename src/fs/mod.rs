@@ -3,30 +3,32 @@
 //! No method blocks a thread: it answers from memory or awaits. Waits for names end at the metadata deadline, in total;
 //! waits for content when it makes no progress. Reads answer in full up to the end of the file, or with an error.
 //!
-//! Locks, none held across an await, none taken while another is held: `tree` is read by every operation and written
-//! when a layer becomes known; `at_hand`, the contents of open files, and what `ways` notes are touched for a look or a note.
+//! Locks, none held across an await, none taken while another is held: those of `names`, which see; `at_hand`, the contents
+//! of open files, and what `ways` notes are touched for a look or a note.
 
 mod at_hand;
 mod direct;
 mod error;
 mod files;
+mod names;
 pub mod prefetch;
 mod selection;
 pub mod ways;
 mod xattr;
 
 use std::fs::File;
-use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use at_hand::AtHand;
 pub use error::FsError;
 pub use files::{Opened, ReadReply, Via};
+use names::Names;
 use prefetch::Prefetch;
 pub use selection::{InvalidSelection, Selection};
 use ways::{Allowed, Ways};
 
-use crate::archive::EntryKind;
+use crate::archive::index::RowKind;
 use crate::fetch::listing::{Listing, Probe};
 use crate::fetch::memory::Memory;
 use crate::fetch::{Context, FetchError, Kit};
@@ -38,8 +40,6 @@ use crate::tree::{Conflict, Lookup, Meta, Need, NodeId, Origin, ROOT_INO, Tree};
 const LONG_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Contradictions that are kept and logged; a hostile kit has as many as entries.
 const CONFLICTS: usize = 100;
-/// Directory entries answered at once: more than fit into one reply of the kernel's.
-const BATCH: usize = 256;
 /// The block size that `statfs` counts in, and the longest name.
 const BLOCK: u64 = 4096;
 
@@ -77,13 +77,22 @@ pub struct Attr {
 
 /// One name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DirEntry {
+pub struct DirEntry<'a> {
     /// Attributes of what the name stands for.
     pub attr: Attr,
     /// The name, `.` and `..` included.
-    pub name: Vec<u8>,
+    pub name: &'a [u8],
     /// The offset to go on from after this entry.
     pub next: u64,
+}
+
+/// How a directory was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenedDir {
+    /// The handle.
+    pub handle: u64,
+    /// Whether the kernel may keep what it reads of it, for the next to open it too.
+    pub keep_cache: bool,
 }
 
 /// What `statfs` tells.
@@ -128,7 +137,7 @@ pub struct Fs {
     kit: Kit,
     context: Context,
     ownership: Ownership,
-    tree: RwLock<Tree>,
+    names: Arc<Names>,
     at_hand: AtHand,
     ways: Ways,
     conflicts: Mutex<Vec<String>>,
@@ -142,7 +151,7 @@ impl Fs {
             kit,
             context,
             ownership,
-            tree: RwLock::new(tree),
+            names: Arc::new(Names::new(tree)),
             at_hand: AtHand::new(),
             ways: Ways::new(Allowed::default(), false),
             conflicts: Mutex::default(),
@@ -186,15 +195,15 @@ impl Fs {
         self.prefetch.get()
     }
 
-    fn tree(&self) -> RwLockReadGuard<'_, Tree> {
-        self.tree.read().unwrap_or_else(|held| held.into_inner())
+    fn tree(&self) -> Arc<Tree> {
+        self.names.tree()
     }
 
     fn node(&self, ino: Ino) -> Result<(NodeId, Meta, Origin), FsError> {
         let tree = self.tree();
         let id = tree.by_ino(ino.0).ok_or(FsError::Stale)?;
         let node = tree.node(id);
-        Ok((id, node.meta.clone(), node.origin))
+        Ok((id, node.meta, node.origin))
     }
 
     fn directory(&self, ino: Ino) -> Result<NodeId, FsError> {
@@ -228,41 +237,43 @@ impl Fs {
         Ok(self.attr_of(&tree, id))
     }
 
-    /// Opens a directory.
-    pub async fn opendir(&self, ino: Ino) -> Result<u64, FsError> {
-        self.directory(ino).map(|_| 0)
+    /// Opens a directory. What it holds does not change; but the names in the root are those that a switch to another kit
+    /// changes.
+    pub async fn opendir(&self, ino: Ino) -> Result<OpenedDir, FsError> {
+        let dir = self.directory(ino)?;
+        Ok(OpenedDir { handle: 0, keep_cache: dir != NodeId::ROOT })
     }
 
     /// Ends what [`Fs::opendir`] began. Handles carry no state yet.
     pub fn releasedir(&self, _handle: u64) {}
 
-    /// Entries of a directory after `offset`; none at its end.
-    pub async fn readdir(&self, ino: Ino, _handle: u64, offset: u64) -> Result<Vec<DirEntry>, FsError> {
+    /// Hands the entries of a directory after `offset` to `is_enough`, until it says so.
+    pub async fn readdir(
+        &self,
+        ino: Ino,
+        offset: u64,
+        mut is_enough: impl FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<(), FsError> {
         let dir = self.directory(ino)?;
         self.until_known(|tree| {
             let children = tree.children(dir)?;
             let dots = [(&b"."[..], dir), (&b".."[..], tree.node(dir).parent())];
             let start = usize::try_from(offset).unwrap_or(usize::MAX);
             let rest = children.get(start.saturating_sub(dots.len())..).unwrap_or_default();
-            let named = rest.iter().map(|id| (tree.node(*id).name(), *id));
-            let numbered = dots.into_iter().skip(start).chain(named).zip(offset + 1..);
-            let entry = |((name, id), next): ((&[u8], NodeId), u64)| DirEntry {
-                attr: self.attr_of(tree, id),
-                name: name.to_vec(),
-                next,
-            };
-            Ok(numbered.take(BATCH).map(entry).collect())
+            let named = rest.iter().map(|id| (tree.name(*id), *id));
+            let mut entries = dots.into_iter().skip(start).chain(named).zip(offset + 1..);
+            entries.any(|((name, id), next)| is_enough(DirEntry { attr: self.attr_of(tree, id), name, next }));
+            Ok(())
         })
         .await
     }
 
-    /// Entries of a directory as far as they are known by now, without `.` and `..`: for a look ahead, which fetches
-    /// nothing. A file system that is served answers by [`Fs::readdir`].
-    pub fn known_entries(&self, ino: Ino) -> Result<Vec<DirEntry>, FsError> {
+    /// Names of a directory as far as they are known by now, without `.` and `..`, and what they stand for: for a look ahead,
+    /// which fetches nothing. A file system that is served answers by [`Fs::readdir`].
+    pub fn known_entries(&self, ino: Ino) -> Result<Vec<(Vec<u8>, Attr)>, FsError> {
         let dir = self.directory(ino)?;
         let tree = self.tree();
-        let entry =
-            |id: &NodeId| DirEntry { attr: self.attr_of(&tree, *id), name: tree.node(*id).name().to_vec(), next: 0 };
+        let entry = |id: &NodeId| (tree.name(*id).to_vec(), self.attr_of(&tree, *id));
         Ok(tree.known_children(dir).iter().map(entry).collect())
     }
 
@@ -271,9 +282,9 @@ impl Fs {
         let (_, _, Origin::Layer { layer, entry }) = self.node(ino)? else { return Err(FsError::NotLink) };
         let layer = &self.kit.layers[layer as usize];
         let listing = self.in_time(layer.listing()).await?;
-        match listing.rows.get(entry as usize).map(|(_, entry)| &entry.kind) {
-            Some(EntryKind::Symlink(target)) => Ok(target.clone()),
-            Some(EntryKind::File | EntryKind::Directory) | None => Err(FsError::NotLink),
+        match listing.entry(entry as usize).map(|entry| entry.kind) {
+            Some(RowKind::Symlink(target)) => Ok(target.to_vec()),
+            Some(RowKind::File | RowKind::Directory) | None => Err(FsError::NotLink),
         }
     }
 
@@ -306,7 +317,7 @@ impl Fs {
     }
 
     /// Answers a question to the tree, learning what it needs first, within the metadata deadline in total.
-    async fn until_known<T>(&self, ask: impl Fn(&Tree) -> Result<T, Vec<Need>>) -> Result<T, FsError> {
+    async fn until_known<T>(&self, mut ask: impl FnMut(&Tree) -> Result<T, Vec<Need>>) -> Result<T, FsError> {
         let answered = async {
             loop {
                 let needs = match ask(&self.tree()) {
@@ -338,25 +349,29 @@ impl Fs {
         let layer = &self.kit.layers[at];
         if let Need::Probe(_) = need {
             match layer.probe().await? {
-                Probe::File(listing) => return self.add_listing(at, &listing),
+                Probe::File(listing) => return self.add_listing(at, listing).await,
                 Probe::Directory(dirs) => {
-                    let conflicts = self.tree.write().unwrap_or_else(|held| held.into_inner()).add_probe(at, dirs);
-                    self.report(conflicts);
-                    return Ok(());
+                    return self.add(|_| false, move |tree| tree.add_probe(at, dirs)).await;
                 }
                 Probe::Unknown => {}
             }
         }
-        self.add_listing(at, &*layer.listing().await?)
+        self.add_listing(at, layer.listing().await?).await
     }
 
-    fn add_listing(&self, at: usize, listing: &Listing) -> Result<(), FetchError> {
-        let mut tree = self.tree.write().unwrap_or_else(|held| held.into_inner());
-        if !tree.is_listed(at) {
-            let conflicts = tree.add_listing(at, listing.metas());
-            drop(tree);
-            self.report(conflicts);
-        }
+    async fn add_listing(&self, at: usize, listing: Arc<Listing>) -> Result<(), FetchError> {
+        self.add(move |tree| tree.is_listed(at), move |tree| tree.add_listing(at, listing.metas())).await
+    }
+
+    /// Adds to the tree on a thread that may take its time.
+    async fn add(
+        &self,
+        is_known: impl FnOnce(&Tree) -> bool + Send + 'static,
+        add: impl FnOnce(&mut Tree) -> Vec<Conflict> + Send + 'static,
+    ) -> Result<(), FetchError> {
+        let names = self.names.clone();
+        let added = tokio::task::spawn_blocking(move || names.add(is_known, add)).await;
+        self.report(added.map_err(|_| FetchError::Lost { what: "a listing".to_owned() })?);
         Ok(())
     }
 

@@ -20,9 +20,10 @@ use tokio::task::JoinHandle;
 
 use super::selection::Selection;
 use super::{DirEntry, Fs, FsError, Ino, NodeKind};
-use crate::archive::EntryKind;
+use crate::archive::index::RowKind;
 use crate::fetch::{FetchError, Kit, Pace};
 use crate::modelkit::Compression;
+use crate::path::TreePath;
 use crate::tree::Origin;
 use crate::units::format_size;
 
@@ -232,8 +233,9 @@ impl Run {
             // Its names come with its content.
             return Ok(Some(whole).filter(|_| selection.may_take_below(&layer.layer.root)));
         };
-        let files = listing.rows.iter().enumerate();
-        let files = files.filter(|(_, (path, entry))| entry.kind == EntryKind::File && selection.takes(path));
+        let is_taken = |path: &[u8]| TreePath::from_clean(path).is_ok_and(|path| selection.takes(&path));
+        let files = listing.rows().enumerate();
+        let files = files.filter(|(_, (path, entry))| entry.kind == RowKind::File && is_taken(path));
         let (rows, sizes): (Vec<_>, Vec<_>) = files.map(|(row, (_, entry))| (row, entry.size)).unzip();
         Ok((!rows.is_empty()).then(|| self.job(at, rows, sizes.iter().sum())))
     }
@@ -259,18 +261,16 @@ impl Run {
         if seen.contains(&(dir, extension.clone())) {
             return Ok(Vec::new());
         }
-        let is_like = |entry: &DirEntry| {
+        let is_like = |entry: &DirEntry<'_>| {
             let is_large = entry.attr.kind == NodeKind::File && entry.attr.size >= TELLING;
-            is_large && self::extension(&entry.name) == Some(&*extension)
+            is_large && self::extension(entry.name) == Some(&*extension)
         };
         let mut set = Vec::new();
-        let mut offset = 0;
-        loop {
-            let batch = self.fs.readdir(dir, 0, offset).await?;
-            let Some(last) = batch.last() else { break };
-            offset = last.next;
-            set.extend(batch.iter().filter(|entry| is_like(entry)).map(|entry| entry.attr.ino));
-        }
+        let note = |entry: DirEntry<'_>| {
+            set.extend(is_like(&entry).then_some(entry.attr.ino));
+            false
+        };
+        self.fs.readdir(dir, 0, note).await?;
         if set.len() < 2 {
             return Ok(Vec::new());
         }

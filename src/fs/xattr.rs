@@ -1,4 +1,7 @@
 //! Extended attributes: what is served, and how far it is proved.
+//!
+//! All of ours are `user.` attributes. Labels, capabilities and access control lists there are none, and are said to be not
+//! supported rather than missing: `ls -l` asks each file for them until one says so.
 
 use super::{Fs, FsError, Ino, NodeKind};
 use crate::tree::{NodeId, Origin};
@@ -7,6 +10,9 @@ impl Fs {
     /// An extended attribute: of the root its reference and digest, of a file where it comes from and how far it is
     /// proved.
     pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        if !name.starts_with(b"user.") {
+            return Err(FsError::NoSuchAttributes);
+        }
         let (id, meta, origin) = self.node(ino)?;
         let resolved = &self.kit.resolved;
         let text = match (origin, meta.kind) {

@@ -7,7 +7,7 @@
 //!   (fuser sees to that), and a panic is caught here, so that it ends one request and not the event loop.
 //! - A read is answered in full or with an error: a short reply before the end would shrink the file in the kernel.
 //! - An inode is open in one mode at a time: see `open_modes`. Whether files pass through at all: `passthrough`.
-//! - Errors are logged here, once, with operation, path and causes. ENOENT and ENODATA are answers, not errors.
+//! - Errors are logged here, once, with operation, path and causes. ENOENT, ENODATA and EOPNOTSUPP are answers, not errors.
 //!
 //! Who may enter is for the kernel to say (`default_permissions`, `allow_other`); fuser's own check stays off.
 
@@ -99,8 +99,8 @@ impl Adapter {
     fn answer<T: Send + 'static>(
         &self,
         operation: &'static str,
-        work: impl Future<Output = Result<T, fuser::Errno>> + Send + 'static,
-        reply: impl FnOnce(Result<T, fuser::Errno>) + Send + 'static,
+        work: impl Future<Output = T> + Send + 'static,
+        reply: impl FnOnce(T) + Send + 'static,
     ) {
         guard(operation, || {
             // Timers and channels of tokio need its context even for a first poll.
@@ -129,15 +129,19 @@ fn guard(operation: &'static str, callback: impl FnOnce()) {
 fn refusal(fs: &Fs, operation: &'static str, node: u64, name: &[u8], error: &FsError) -> fuser::Errno {
     use rustix::io::Errno;
     let errno = error.errno();
-    let mut path = fs.path(Ino(node)).map_or_else(|| format!("inode {node}"), |path| path.to_string());
-    if !name.is_empty() {
-        path = format!("{path}/{}", String::from_utf8_lossy(name));
-    }
-    let reason = crate::report::chain(error);
-    if matches!(errno, Errno::NOENT | Errno::NODATA) {
-        tracing::trace!(operation, path, %errno, "{reason}");
-    } else {
-        tracing::error!(operation, path, %errno, "{reason}");
+    let is_answer = matches!(errno, Errno::NOENT | Errno::NODATA | Errno::OPNOTSUPP);
+    // There may be one for each file of a kit: nothing is put into words that nobody reads.
+    if !is_answer || tracing::enabled!(tracing::Level::TRACE) {
+        let mut path = fs.path(Ino(node)).map_or_else(|| format!("inode {node}"), |path| path.to_string());
+        if !name.is_empty() {
+            path = format!("{path}/{}", String::from_utf8_lossy(name));
+        }
+        let reason = crate::report::chain(error);
+        if is_answer {
+            tracing::trace!(operation, path, %errno, "{reason}");
+        } else {
+            tracing::error!(operation, path, %errno, "{reason}");
+        }
     }
     fuser::Errno::from_i32(errno.raw_os_error())
 }

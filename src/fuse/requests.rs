@@ -15,7 +15,7 @@ use fuser::{
 };
 
 use super::{Adapter, disk, guard, passthrough, refusal};
-use crate::fs::{Attr, Ino, NodeKind, ReadReply};
+use crate::fs::{Attr, DirEntry, Ino, NodeKind, ReadReply};
 
 /// Requests that nobody waits for (read-ahead) which the kernel may send at once. Below this, a cold sequential read
 /// waits for the network one request at a time.
@@ -165,45 +165,46 @@ impl fuser::Filesystem for Adapter {
         let work =
             async move { fs.opendir(ino(node)).await.map_err(|error| refusal(&fs, "opendir", node.0, b"", &error)) };
         self.answer("opendir", work, |outcome| match outcome {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-            Err(errno) => reply.error(errno),
-        });
-    }
-
-    fn readdir(&self, _: &Request, node: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let fs = Arc::clone(&self.fs);
-        let work = async move {
-            fs.readdir(ino(node), handle.0, offset).await.map_err(|error| refusal(&fs, "readdir", node.0, b"", &error))
-        };
-        self.answer("readdir", work, |outcome| match outcome {
-            Ok(entries) => {
-                // `add` says that an entry no longer fits; the kernel asks for it again by its offset.
-                let _ = entries.iter().any(|entry| {
-                    let (node, kind) = (INodeNo(entry.attr.ino.0), file_type(&entry.attr.kind));
-                    reply.add(node, entry.next, kind, OsStr::from_bytes(&entry.name))
-                });
-                reply.ok();
+            Ok(opened) => {
+                // Kept, it is read from memory: of what a second look costs, only opening and closing are left.
+                let kept = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+                let flags = if opened.keep_cache { kept } else { FopenFlags::empty() };
+                reply.opened(FileHandle(opened.handle), flags);
             }
             Err(errno) => reply.error(errno),
         });
     }
 
-    fn readdirplus(&self, _: &Request, node: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdir(&self, _: &Request, node: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let fs = Arc::clone(&self.fs);
         let work = async move {
-            fs.readdir(ino(node), handle.0, offset)
-                .await
-                .map_err(|error| refusal(&fs, "readdirplus", node.0, b"", &error))
+            // `add` says that an entry no longer fits; the kernel asks for it again by its offset.
+            let add = |entry: DirEntry<'_>| {
+                let (node, kind) = (INodeNo(entry.attr.ino.0), file_type(&entry.attr.kind));
+                reply.add(node, entry.next, kind, OsStr::from_bytes(entry.name))
+            };
+            let listed = fs.readdir(ino(node), offset, add).await;
+            (reply, listed.map_err(|error| refusal(&fs, "readdir", node.0, b"", &error)))
         };
-        self.answer("readdirplus", work, |outcome| match outcome {
-            Ok(entries) => {
-                let _ = entries.iter().any(|entry| {
-                    let attr = file_attr(&entry.attr);
-                    let name = OsStr::from_bytes(&entry.name);
-                    reply.add(attr.ino, entry.next, name, &entry.attr.ttl, &attr, GENERATION)
-                });
-                reply.ok();
-            }
+        self.answer("readdir", work, |(reply, listed)| match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn readdirplus(&self, _: &Request, node: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let fs = Arc::clone(&self.fs);
+        let work = async move {
+            let add = |entry: DirEntry<'_>| {
+                let attr = file_attr(&entry.attr);
+                let name = OsStr::from_bytes(entry.name);
+                reply.add(attr.ino, entry.next, name, &entry.attr.ttl, &attr, GENERATION)
+            };
+            let listed = fs.readdir(ino(node), offset, add).await;
+            (reply, listed.map_err(|error| refusal(&fs, "readdirplus", node.0, b"", &error)))
+        };
+        self.answer("readdirplus", work, |(reply, listed)| match listed {
+            Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         });
     }

@@ -11,15 +11,23 @@
 //! - where two layers disagree, what came first stays and the [`Conflict`] is reported.
 //!
 //! Node ids are positions. Inode numbers are a hash of the path keyed by the manifest's digest: the same after a restart,
-//! never reused, and silent about the order of lookups.
+//! never reused, and silent about the order of lookups. They are made name by name, of the directory's number and the name.
+//!
+//! A tree is added to by who owns it alone; a clone, which shares what does not change, can be added to while others read
+//! the original. See `nodes` for how little it takes.
 
-use std::collections::{HashMap, HashSet};
+mod nodes;
+
+use std::collections::HashSet;
 use std::hash::Hasher as _;
+use std::sync::Arc;
 
 use siphasher::sip::SipHasher24;
 
 use crate::digest::Digest;
 use crate::path::TreePath;
+pub use nodes::Node;
+use nodes::Nodes;
 
 /// The inode number of the root, which FUSE fixes.
 pub const ROOT_INO: u64 = 1;
@@ -81,36 +89,6 @@ pub struct Meta {
     pub size: u64,
 }
 
-/// A node.
-#[derive(Debug)]
-pub struct Node {
-    /// The inode number.
-    pub ino: u64,
-    /// Type, mode, owner, time and size.
-    pub meta: Meta,
-    /// Where it comes from.
-    pub origin: Origin,
-    parent: NodeId,
-    name: Box<[u8]>,
-    /// Sorted by name; empty for what is not a directory.
-    children: Vec<NodeId>,
-    /// Layers that may still name this directory: those rooted below that are not probed yet, and those rooted here whose
-    /// probe has not seen its entry.
-    unsure: u32,
-}
-
-impl Node {
-    /// The last component of its path; empty for the root.
-    pub fn name(&self) -> &[u8] {
-        &self.name
-    }
-
-    /// The directory that holds it; the root holds itself.
-    pub fn parent(&self) -> NodeId {
-        self.parent
-    }
-}
-
 /// How much is known of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Known {
@@ -158,14 +136,18 @@ pub const DEFAULT_DIR_MODE: u32 = 0o755;
 const SKELETON: Meta = Meta { kind: NodeKind::Directory, mode: DEFAULT_DIR_MODE, uid: 0, gid: 0, mtime: 0, size: 0 };
 
 /// The merged names of a plan's layers.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tree {
     key: (u64, u64),
-    nodes: Vec<Node>,
-    by_ino: HashMap<u64, NodeId>,
+    nodes: Nodes,
+    /// The layers' roots, in the plan's order.
+    roots: Arc<[TreePath]>,
+    /// How much is known of each layer.
+    known: Vec<Known>,
+    /// How many layers are not listed.
+    unlisted: usize,
     /// Directories whose children are out of order; empty between calls.
     unsorted: HashSet<NodeId>,
-    layers: Vec<(TreePath, Known)>,
 }
 
 impl Tree {
@@ -173,31 +155,24 @@ impl Tree {
     pub fn new(plan: &Digest, roots: impl IntoIterator<Item = TreePath>, kitfile: Option<u64>) -> Self {
         let bytes = plan.as_bytes();
         let word = |at: usize| bytes[at..at + 8].iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
-        let root = Node {
-            ino: ROOT_INO,
-            meta: SKELETON,
-            origin: Origin::Skeleton,
-            parent: NodeId::ROOT,
-            name: Box::default(),
-            children: Vec::new(),
-            unsure: 0,
-        };
+        let roots: Arc<[TreePath]> = roots.into_iter().collect();
         let mut tree = Self {
             key: (word(0), word(8)),
-            nodes: vec![root],
-            by_ino: HashMap::from([(ROOT_INO, NodeId::ROOT)]),
+            nodes: Nodes::new(),
+            known: vec![Known::Nothing; roots.len()],
+            unlisted: roots.len(),
+            roots: roots.clone(),
             unsorted: HashSet::new(),
-            layers: roots.into_iter().map(|root| (root, Known::Nothing)).collect(),
         };
+        tree.nodes.push(NodeId::ROOT, b"", ROOT_INO, &SKELETON, Origin::Skeleton);
         if let Some(size) = kitfile {
             let meta = Meta { kind: NodeKind::File, mode: 0o644, size, ..SKELETON };
-            tree.add_child(NodeId::ROOT, b"Kitfile", meta, Origin::Kitfile);
+            tree.add_child(NodeId::ROOT, b"Kitfile", &meta, Origin::Kitfile);
         }
-        for index in 0..tree.layers.len() {
-            let root = tree.layers[index].0.clone();
-            for dir in root.ancestors() {
-                let node = tree.make_dirs(&dir);
-                tree.nodes[node.index()].unsure += 1;
+        for dir in roots.iter().flat_map(TreePath::ancestors) {
+            let node = tree.make_dirs(dir.as_bytes());
+            if let Some(dir) = tree.nodes.dir_mut(node) {
+                dir.unsure += 1;
             }
         }
         tree.sort_children();
@@ -207,7 +182,7 @@ impl Tree {
     /// Adds what a probe told of a layer whose root is a directory: those on the way to it and the root itself, as far as
     /// the layer names them. What it does not name is there all the same, as `kit unpack` creates it.
     pub fn add_probe(&mut self, layer: usize, dirs: impl IntoIterator<Item = (TreePath, Meta)>) -> Vec<Conflict> {
-        let root = self.layers[layer].0.clone();
+        let root = self.roots[layer].clone();
         let mut known = Known::Below;
         let dirs = dirs.into_iter().map(|(path, meta)| {
             if path == root {
@@ -216,18 +191,25 @@ impl Tree {
             (path, meta, u32::MAX)
         });
         let mut conflicts = self.add(layer, dirs);
-        let node = self.make_dirs(&root);
-        if !self.is_dir(node) && conflicts.is_empty() {
-            conflicts.push(Conflict { path: root, first: self.nodes[node.index()].origin, second: layer });
+        let node = self.make_dirs(root.as_bytes());
+        if !self.nodes.is_dir(node) && conflicts.is_empty() {
+            conflicts.push(Conflict { path: root, first: self.nodes.origin(node), second: layer });
         }
         self.sort_children();
         self.learn(layer, known);
         conflicts
     }
 
-    /// Adds everything a layer holds. The position of an item is its position in the layer's listing.
-    pub fn add_listing(&mut self, layer: usize, entries: impl IntoIterator<Item = (TreePath, Meta)>) -> Vec<Conflict> {
-        let numbered = entries.into_iter().zip(0..).map(|((path, meta), entry)| (path, meta, entry));
+    /// Adds everything a layer holds: clean paths with what they are. The position of an item is its position in the
+    /// layer's listing.
+    pub fn add_listing<P: AsRef<[u8]>>(
+        &mut self,
+        layer: usize,
+        entries: impl IntoIterator<Item = (P, Meta)>,
+    ) -> Vec<Conflict> {
+        let entries = entries.into_iter();
+        self.nodes.reserve(entries.size_hint().0);
+        let numbered = entries.zip(0..).map(|((path, meta), entry)| (path, meta, entry));
         let conflicts = self.add(layer, numbered);
         self.learn(layer, Known::All);
         conflicts
@@ -235,19 +217,21 @@ impl Tree {
 
     /// Whether everything that a layer holds has been added.
     pub fn is_listed(&self, layer: usize) -> bool {
-        self.layers[layer].1 == Known::All
+        self.known[layer] == Known::All
     }
 
     fn learn(&mut self, layer: usize, known: Known) {
-        let before = self.layers[layer].1;
-        self.layers[layer].1 = before.max(known);
+        let before = self.known[layer];
+        self.known[layer] = before.max(known);
+        if before < Known::All && known == Known::All {
+            self.unlisted -= 1;
+        }
+        let root = self.roots[layer].clone();
         if before == Known::Nothing {
-            let root = self.layers[layer].0.clone();
             for dir in root.ancestors() {
                 self.count_unsure(&dir, |unsure| unsure.saturating_sub(1));
             }
         }
-        let root = self.layers[layer].0.clone();
         match (before, known) {
             (Known::Nothing, Known::Below) => self.count_unsure(&root, |unsure| unsure + 1),
             (Known::Below, Known::Root | Known::All) => self.count_unsure(&root, |unsure| unsure.saturating_sub(1)),
@@ -256,38 +240,42 @@ impl Tree {
     }
 
     fn count_unsure(&mut self, dir: &TreePath, count: impl Fn(u32) -> u32) {
-        if let Some(node) = self.find(dir) {
-            let unsure = &mut self.nodes[node.index()].unsure;
-            *unsure = count(*unsure);
+        if let Some(node) = self.find(dir)
+            && let Some(dir) = self.nodes.dir_mut(node)
+        {
+            dir.unsure = count(dir.unsure);
         }
     }
 
-    fn add(&mut self, layer: usize, entries: impl Iterator<Item = (TreePath, Meta, u32)>) -> Vec<Conflict> {
+    fn add<P: AsRef<[u8]>>(&mut self, layer: usize, entries: impl Iterator<Item = (P, Meta, u32)>) -> Vec<Conflict> {
         let mut conflicts = Vec::new();
         // A listing arrives in path order, so that the directory of one entry is mostly that of the next.
-        let mut last_dir = (TreePath::root(), NodeId::ROOT);
+        let (mut last_dir, mut dir) = (Vec::new(), NodeId::ROOT);
         for (path, meta, entry) in entries {
+            let path = path.as_ref();
             let origin = Origin::Layer { layer: layer as u32, entry };
-            let (Some(parent_path), Some(name)) = (path.parent(), path.name()) else {
-                self.merge_dir(NodeId::ROOT, meta, origin);
+            if path.is_empty() {
+                self.merge_dir(NodeId::ROOT, &meta, origin);
                 continue;
-            };
-            if parent_path != last_dir.0 {
-                let dir = self.make_dirs(&parent_path);
-                last_dir = (parent_path, dir);
             }
-            let dir = last_dir.1;
-            let existing = self.child(dir, name);
-            match existing {
-                None if self.nodes[dir.index()].meta.kind == NodeKind::Directory => {
-                    self.add_child(dir, name, meta, origin);
+            let (parent, name) = split(path);
+            if parent != last_dir {
+                dir = self.make_dirs(parent);
+                last_dir.clear();
+                last_dir.extend_from_slice(parent);
+            }
+            match self.child(dir, name) {
+                None if self.nodes.is_dir(dir) => {
+                    self.add_child(dir, name, &meta, origin);
                 }
-                Some(node) if self.is_dir(node) && meta.kind == NodeKind::Directory => {
-                    self.merge_dir(node, meta, origin);
+                Some(node) if self.nodes.is_dir(node) && meta.kind == NodeKind::Directory => {
+                    self.merge_dir(node, &meta, origin);
                 }
                 other => {
-                    let first = self.nodes[other.unwrap_or(dir).index()].origin;
+                    let first = self.nodes.origin(other.unwrap_or(dir));
                     if first != origin {
+                        // It was clean when it came in.
+                        let path = TreePath::from_clean(path).unwrap_or_default();
                         conflicts.push(Conflict { path, first, second: layer });
                     }
                 }
@@ -297,32 +285,27 @@ impl Tree {
         conflicts
     }
 
-    fn is_dir(&self, node: NodeId) -> bool {
-        self.nodes[node.index()].meta.kind == NodeKind::Directory
-    }
-
     /// The first layer that names a directory decides its mode.
-    fn merge_dir(&mut self, node: NodeId, meta: Meta, origin: Origin) {
+    fn merge_dir(&mut self, node: NodeId, meta: &Meta, origin: Origin) {
         let rank = |origin: Origin| match origin {
             Origin::Skeleton => u32::MAX,
             Origin::Kitfile => 0,
             Origin::Layer { layer, .. } => layer,
         };
-        let node = &mut self.nodes[node.index()];
-        let listed_after_probe = rank(origin) == rank(node.origin) && origin != Origin::Skeleton;
-        if rank(origin) < rank(node.origin) || listed_after_probe {
-            node.meta = meta;
-            node.origin = origin;
+        let before = self.nodes.origin(node);
+        let listed_after_probe = rank(origin) == rank(before) && origin != Origin::Skeleton;
+        if rank(origin) < rank(before) || listed_after_probe {
+            self.nodes.set(node, meta, origin);
         }
     }
 
     /// The directory at `path`, made with all its parents where it is missing. Below a file it ends at that file.
-    fn make_dirs(&mut self, path: &TreePath) -> NodeId {
+    fn make_dirs(&mut self, path: &[u8]) -> NodeId {
         let mut node = NodeId::ROOT;
-        for name in path.components() {
+        for name in components(path) {
             node = match self.child(node, name) {
                 Some(child) => child,
-                None if self.is_dir(node) => self.add_child(node, name, SKELETON, Origin::Skeleton),
+                None if self.nodes.is_dir(node) => self.add_child(node, name, &SKELETON, Origin::Skeleton),
                 None => return node,
             };
         }
@@ -330,14 +313,13 @@ impl Tree {
     }
 
     /// Appends a child; [`Tree::sort_children`] puts it in its place.
-    fn add_child(&mut self, dir: NodeId, name: &[u8], meta: Meta, origin: Origin) -> NodeId {
-        let id = NodeId(self.nodes.len() as u32);
+    fn add_child(&mut self, dir: NodeId, name: &[u8], meta: &Meta, origin: Origin) -> NodeId {
         let (ino, _) = self.locate(dir, name);
-        self.nodes[dir.index()].children.push(id);
+        let id = self.nodes.push(dir, name, ino, meta, origin);
+        if let Some(dir) = self.nodes.dir_mut(dir) {
+            dir.children.push(id);
+        }
         self.unsorted.insert(dir);
-        self.by_ino.insert(ino, id);
-        let name = name.into();
-        self.nodes.push(Node { ino, meta, origin, parent: dir, name, children: Vec::new(), unsure: 0 });
         id
     }
 
@@ -345,9 +327,13 @@ impl Tree {
     /// one merge a directory.
     fn sort_children(&mut self) {
         for dir in std::mem::take(&mut self.unsorted) {
-            let mut children = std::mem::take(&mut self.nodes[dir.index()].children);
-            children.sort_by(|a, b| self.nodes[a.index()].name.cmp(&self.nodes[b.index()].name));
-            self.nodes[dir.index()].children = children;
+            let children = self.nodes.dir_mut(dir).map(|dir| std::mem::take(&mut dir.children));
+            let mut children = children.unwrap_or_default();
+            children.sort_by(|a, b| self.nodes.name(*a).cmp(self.nodes.name(*b)));
+            children.shrink_to_fit();
+            if let Some(dir) = self.nodes.dir_mut(dir) {
+                dir.children = children;
+            }
         }
     }
 
@@ -355,17 +341,13 @@ impl Tree {
     /// signed. A collision (one in 2^63 a pair) takes the next number.
     fn locate(&self, dir: NodeId, name: &[u8]) -> (u64, Option<NodeId>) {
         let mut hasher = SipHasher24::new_with_keys(self.key.0, self.key.1);
-        let mut path = self.path(dir).as_bytes().to_vec();
-        path.push(b'/');
-        path.extend_from_slice(name);
-        hasher.write(&path);
+        hasher.write(&self.nodes.ino(dir).to_le_bytes());
+        hasher.write(name);
         let mut ino = (hasher.finish() >> 1).max(ROOT_INO + 1);
         loop {
-            match self.by_ino.get(&ino) {
+            match self.nodes.by_ino(ino) {
                 None => return (ino, None),
-                Some(id) if self.nodes[id.index()].parent == dir && *self.nodes[id.index()].name == *name => {
-                    return (ino, Some(*id));
-                }
+                Some(id) if self.nodes.parent(id) == dir && self.nodes.name(id) == name => return (ino, Some(id)),
                 Some(_) => ino = (ino.wrapping_add(1) & (u64::MAX >> 1)).max(ROOT_INO + 1),
             }
         }
@@ -381,13 +363,18 @@ impl Tree {
     }
 
     /// A node.
-    pub fn node(&self, id: NodeId) -> &Node {
-        &self.nodes[id.index()]
+    pub fn node(&self, id: NodeId) -> Node<'_> {
+        self.nodes.get(id)
+    }
+
+    /// The last component of a node's path; empty for the root.
+    pub fn name(&self, id: NodeId) -> &[u8] {
+        self.nodes.name(id)
     }
 
     /// The node with an inode number.
     pub fn by_ino(&self, ino: u64) -> Option<NodeId> {
-        self.by_ino.get(&ino).copied()
+        self.nodes.by_ino(ino)
     }
 
     /// How many nodes are known.
@@ -405,8 +392,8 @@ impl Tree {
         let mut names = Vec::new();
         let mut at = id;
         while at != NodeId::ROOT {
-            names.push(&*self.nodes[at.index()].name);
-            at = self.nodes[at.index()].parent;
+            names.push(self.nodes.name(at));
+            at = self.nodes.parent(at);
         }
         names.reverse();
         // The parts were valid when they came in, so the whole is.
@@ -415,13 +402,12 @@ impl Tree {
 
     /// Whether a node's attributes are final.
     pub fn is_settled(&self, id: NodeId) -> bool {
-        self.nodes[id.index()].unsure == 0
+        self.nodes.dir(id).is_none_or(|dir| dir.unsure == 0)
     }
 
     /// Looks a name up in a directory.
     pub fn lookup(&self, dir: NodeId, name: &[u8]) -> Lookup {
-        let dir_path = self.path(dir);
-        let needs = self.needs(&dir_path, |root| root.name() == Some(name));
+        let needs = self.needs(dir, |root| root.name() == Some(name));
         if !needs.is_empty() {
             return Lookup::Needs(needs);
         }
@@ -430,29 +416,52 @@ impl Tree {
 
     /// What a directory is known to hold by now, in name order; there may be more.
     pub fn known_children(&self, dir: NodeId) -> &[NodeId] {
-        &self.nodes[dir.index()].children
+        self.nodes.dir(dir).map_or(&[], |dir| &dir.children)
     }
 
     /// What a directory holds, in name order; an error names the layers that it waits for.
     pub fn children(&self, dir: NodeId) -> Result<&[NodeId], Vec<Need>> {
-        let needs = self.needs(&self.path(dir), |_| true);
+        let needs = self.needs(dir, |_| true);
         if needs.is_empty() { Ok(self.known_children(dir)) } else { Err(needs) }
+    }
+
+    /// How many bytes its nodes take.
+    pub fn bytes(&self) -> usize {
+        self.nodes.bytes()
     }
 
     /// Layers that must be known before `dir` is read: those that hold it, and those rooted right in it whose root
     /// `concerns` the question.
-    fn needs(&self, dir: &TreePath, concerns: impl Fn(&TreePath) -> bool) -> Vec<Need> {
-        let need = |(index, (root, known)): (usize, &(TreePath, Known))| {
+    fn needs(&self, dir: NodeId, concerns: impl Fn(&TreePath) -> bool) -> Vec<Need> {
+        // All are known for the most of a mount's life, and then nothing is asked of the path.
+        if self.unlisted == 0 {
+            return Vec::new();
+        }
+        let dir = self.path(dir);
+        let need = |(index, (root, known)): (usize, (&TreePath, &Known))| {
             if dir.is_within(root) {
-                (*known < Known::All).then_some(Need::Listing(index))
-            } else if *known == Known::Nothing && root.parent().is_some_and(|parent| parent == *dir) && concerns(root) {
+                Some(Need::Listing(index))
+            } else if *known == Known::Nothing && root.parent().is_some_and(|parent| parent == dir) && concerns(root) {
                 Some(Need::Probe(index))
             } else {
                 None
             }
         };
-        self.layers.iter().enumerate().filter(|(_, (_, known))| *known < Known::All).filter_map(need).collect()
+        let layers = self.roots.iter().zip(&self.known).enumerate();
+        layers.filter(|(_, (_, known))| **known < Known::All).filter_map(need).collect()
     }
+}
+
+/// The directory and the name of a path that is not the root's.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|byte| *byte == b'/').filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]

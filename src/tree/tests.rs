@@ -126,3 +126,82 @@ fn names_of_two_layers_interleave_in_order() {
     let expected: Vec<_> = (0..2000).map(|n| format!("{n:04}")).collect();
     assert_eq!(names(&tree, "d"), expected);
 }
+
+/// A thousand directories of a hundred files, in path order.
+fn many() -> impl Iterator<Item = (TreePath, Meta)> {
+    let dirs = (0..1000).map(|at| format!("data/train-{at:05}"));
+    dirs.flat_map(|name| {
+        let files: Vec<_> = (0..100).map(|at| (path(&format!("{name}/sample-{at:08}.json")), file(at))).collect();
+        std::iter::once((path(&name), dir(0o750))).chain(files)
+    })
+}
+
+#[test]
+fn a_hundred_thousand_names_are_found_by_path_and_by_number() {
+    let mut tree = tree(&["data"]);
+    assert!(tree.add_listing(0, many()).is_empty());
+    assert_eq!(tree.len(), 2 + 1 + 101_000);
+    for (at, (path, meta)) in many().enumerate() {
+        let id = tree.find(&path).expect("it was added");
+        let node = tree.node(id);
+        assert_eq!((node.meta.clone(), node.origin), (meta, Origin::Layer { layer: 0, entry: at as u32 }));
+        assert_eq!((tree.by_ino(node.ino), tree.path(id)), (Some(id), path));
+    }
+    assert_eq!(tree.by_ino(0), None);
+}
+
+#[test]
+fn a_name_takes_about_a_hundred_bytes() {
+    let mut tree = tree(&["data"]);
+    tree.add_listing(0, many());
+    let each = tree.bytes() / tree.len();
+    assert!((64..=128).contains(&each), "{each} bytes");
+}
+
+#[test]
+fn a_clone_can_be_added_to_and_the_original_stays_as_it_is() {
+    let mut before = tree(&["a", "b"]);
+    before.add_listing(0, (0..3000).map(|at| (path(&format!("a/{at:04}")), file(at))));
+    let mut after = before.clone();
+    after.add_listing(1, [(path("a"), dir(0o700)), (path("b"), dir(0o700)), (path("b/x"), file(1))]);
+    assert!(before.find(&path("b")).is_none() && after.find(&path("b/x")).is_some());
+    assert_eq!(before.children(NodeId::ROOT), Err(vec![Need::Probe(1)]));
+    assert_eq!(names(&after, "."), ["Kitfile", "a", "b"]);
+    let ino = |tree: &Tree, at: &str| tree.node(tree.find(&path(at)).expect("exists")).ino;
+    assert_eq!(ino(&before, "a/2999"), ino(&after, "a/2999"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn whatever_the_layers_hold_each_name_is_there_once_and_in_its_place(
+        layers in proptest::collection::vec(proptest::collection::btree_set("[ab]{1,2}(/[ab.-]{3}){0,3}", 0..30), 1..4),
+    ) {
+        let mut tree = tree(&vec!["."; layers.len()]);
+        let mut expected = std::collections::BTreeSet::from([path("Kitfile")]);
+        for (at, paths) in layers.iter().enumerate() {
+            let paths: std::collections::BTreeSet<_> = paths.iter().map(|text| path(text)).collect();
+            // Directories, so that nothing contradicts anything.
+            let conflicts = tree.add_listing(at, paths.iter().map(|path| (path.clone(), dir(0o700))));
+            proptest::prop_assert_eq!(conflicts, []);
+            let parents = paths.iter().flat_map(TreePath::ancestors).filter(|path| !path.is_root());
+            expected.extend(parents.collect::<Vec<_>>());
+            expected.extend(paths);
+        }
+        let mut found = Vec::new();
+        let mut pending = vec![NodeId::ROOT];
+        while let Some(dir) = pending.pop() {
+            let children = tree.children(dir).expect("all are listed");
+            let names: Vec<_> = children.iter().map(|id| tree.name(*id)).collect();
+            proptest::prop_assert!(names.is_sorted(), "{:?}", names);
+            for id in children {
+                let node = tree.node(*id);
+                proptest::prop_assert_eq!((node.parent(), tree.by_ino(node.ino)), (dir, Some(*id)));
+                proptest::prop_assert_eq!(tree.find(&tree.path(*id)), Some(*id));
+                found.push(tree.path(*id));
+            }
+            pending.extend(children);
+        }
+        found.sort();
+        proptest::prop_assert_eq!(found, expected.into_iter().collect::<Vec<_>>());
+    }
+}

@@ -7,9 +7,8 @@ use bytes::Bytes;
 
 use super::layout::*;
 use super::{IndexError, InvalidList, LayerFacts, check};
-use crate::archive::{Entry, EntryKind};
+use crate::archive::{Entry, EntryRef};
 use crate::object::{ChunkList, ObjectDigest, chunk_count};
-use crate::path::TreePath;
 
 /// A checked head over bytes of any kind, which must not change: the entries of a layer, sorted by path, none twice.
 #[derive(Clone)]
@@ -82,6 +81,11 @@ impl<B: AsRef<[u8]>> Head<B> {
     /// Where the entry of exactly this path stands.
     pub fn find(&self, path: &[u8]) -> Option<usize> {
         self.records().binary_search_by(|record| self.path_of(record).cmp(path)).ok()
+    }
+
+    /// The same head over the same bytes in another place.
+    pub(super) fn moved<C>(&self, bytes: C) -> Head<C> {
+        Head { bytes, layer: self.layer.clone(), names_at: self.names_at, end: self.end }
     }
 
     /// The bytes that were parsed.
@@ -198,16 +202,12 @@ impl<'a> Row<'a> {
         check::list_of(self.record, bytes).map_err(invalid)
     }
 
-    /// The entry as a value of its own.
-    pub fn to_entry(&self) -> Entry {
+    /// What it states.
+    pub fn entry(&self) -> EntryRef<'a> {
         let Record { mtime, uid, gid, mode, .. } = self.record;
-        Entry {
-            path: TreePath::from_clean(self.path()).expect("checked when the index was read"),
-            kind: match self.kind() {
-                RowKind::File => EntryKind::File,
-                RowKind::Directory => EntryKind::Directory,
-                RowKind::Symlink(target) => EntryKind::Symlink(target.to_vec()),
-            },
+        EntryRef {
+            path: self.path(),
+            kind: self.kind(),
             mode: (mode.get() & !TYPE_BITS).into(),
             uid: uid.get(),
             gid: gid.get(),
@@ -215,6 +215,11 @@ impl<'a> Row<'a> {
             size: self.size(),
             offset: self.offset(),
         }
+    }
+
+    /// The entry as a value of its own.
+    pub fn to_entry(&self) -> Entry {
+        self.entry().to_entry()
     }
 }
 

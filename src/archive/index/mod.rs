@@ -137,6 +137,11 @@ impl<B: AsRef<[u8]>> Index<B> {
         Ok(Self { head, pin })
     }
 
+    /// The same index in another place, if `bytes` are its own.
+    pub fn moved<C: AsRef<[u8]>>(&self, bytes: C) -> Option<Index<C>> {
+        (bytes.as_ref() == self.as_bytes()).then(|| Index { head: self.head.moved(bytes), pin: self.pin })
+    }
+
     /// Its head, which has the entries.
     pub fn head(&self) -> &Head<B> {
         &self.head

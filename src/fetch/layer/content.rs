@@ -22,6 +22,7 @@ use crate::fetch::flight::Flight;
 use crate::fetch::requests::Want;
 use crate::modelkit::Compression;
 use crate::object::ChunkList;
+use crate::path::TreePath;
 
 /// Verified content of a file: all of it, or what there is and how to get more.
 #[derive(Debug, Clone)]
@@ -190,12 +191,13 @@ impl LayerFetch {
     async fn streamed(self: &Arc<Self>, row: usize, end: u64) -> Result<Option<PathBuf>, FetchError> {
         let Some(view) = self.view.clone() else { return Ok(None) };
         let listing = self.listing().await?;
-        let Some((_, entry)) = listing.rows.get(row) else { return Ok(None) };
+        let path = listing.entry(row).map(|entry| TreePath::from_clean(entry.path).unwrap_or_default());
+        let Some(path) = path else { return Ok(None) };
         let mut changes = view.changes();
         let mut fill = std::pin::pin!(self.fill());
         loop {
-            if let Some(path) = view.ready(&entry.path, end) {
-                return Ok(Some(path));
+            if let Some(staged) = view.ready(&path, end) {
+                return Ok(Some(staged));
             }
             tokio::select! {
                 biased;

@@ -120,7 +120,7 @@ impl LayerFetch {
 
     /// Gets chunks of a layer that can only be read from its start on, as its turn comes.
     async fn read_in_order(self: &Arc<Self>, wants: Vec<Want>) {
-        let Some(index) = self.derived.get().cloned() else { return };
+        let Some(index) = self.index() else { return };
         let (missing, complete) = requests::on_disk(wants).await;
         for file in complete {
             self.context.files.commit(&self.context.cache, file);

@@ -29,11 +29,11 @@ mod whole;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
-use super::fill::Fill;
+use super::fill::{self, Fill};
 use super::flight::Flight;
 use super::listing::{Listing, Probe};
 use super::named::Named;
@@ -44,6 +44,7 @@ use super::transfer::{Persistence, Transfer};
 use super::{Context, FetchError, Verify};
 use crate::archive::index::{Head, Index};
 use crate::cache::{Cache, CacheError};
+use crate::digest::Digest;
 use crate::modelkit::{Compression, Layer};
 use crate::object::ObjectDigest;
 use crate::source::{BlobId, Source};
@@ -97,6 +98,14 @@ impl Known {
             Self::Named(head, _) => head,
         }
     }
+
+    /// The index's digest.
+    fn digest(&self) -> Digest {
+        match self {
+            Self::Derived(index) => index.pin().digest,
+            Self::Named(_, named) => named.pin.digest,
+        }
+    }
 }
 
 /// Where the bytes are that a reader asked for.
@@ -134,8 +143,11 @@ pub struct LayerFetch {
     context: Context,
     sources: Vec<Arc<dyn Source>>,
     named: Option<Named>,
-    derived: OnceLock<Arc<Index>>,
+    /// Of one and the same content once it is there.
+    derived: RwLock<Option<Arc<Index>>>,
     head: OnceLock<Arc<Head>>,
+    /// The index whose entries lie where they may.
+    placed: OnceLock<Digest>,
     /// Why the named index is not used.
     unusable: OnceLock<String>,
     looked: Flight<()>,
@@ -184,8 +196,9 @@ impl LayerFetch {
         let what = |work: &str| format!("{work} of layer {}", layer.digest);
         Arc::new(Self {
             named,
-            derived: OnceLock::new(),
+            derived: RwLock::default(),
             head: OnceLock::new(),
+            placed: OnceLock::new(),
             unusable: OnceLock::new(),
             looked: Flight::new(what("the index")),
             probe: Flight::new(what("the first read")),
@@ -218,10 +231,10 @@ impl LayerFetch {
 
     /// How far the layer is proved now, or will be once its named index is here.
     pub fn tier(&self) -> Tier {
-        match (self.derived.get(), self.named, self.unusable.get()) {
-            (Some(_), _, _) => Tier::Derived,
-            (None, Some(named), None) => named.tier,
-            (None, _, _) => Tier::Provisional,
+        match (self.is_derived(), self.named, self.unusable.get()) {
+            (true, _, _) => Tier::Derived,
+            (false, Some(named), None) => named.tier,
+            (false, _, _) => Tier::Provisional,
         }
     }
 
@@ -268,13 +281,17 @@ impl LayerFetch {
 
     /// What proves the layer's parts, as far as that is here by now.
     pub fn known(&self) -> Option<Known> {
-        let derived = self.derived.get().cloned().map(Known::Derived);
+        let derived = self.index().map(Known::Derived);
         derived.or_else(|| Some(Known::Named(self.head.get()?.clone(), self.named?)))
     }
 
     /// The index, if the layer has been verified here.
-    pub fn index(&self) -> Option<&Arc<Index>> {
-        self.derived.get()
+    pub fn index(&self) -> Option<Arc<Index>> {
+        self.derived.read().unwrap_or_else(|held| held.into_inner()).clone()
+    }
+
+    fn is_derived(&self) -> bool {
+        self.derived.read().unwrap_or_else(|held| held.into_inner()).is_some()
     }
 
     /// The name of a file's content, where that is known.
@@ -329,7 +346,7 @@ impl LayerFetch {
     }
 
     async fn look(self: &Arc<Self>, persistence: Persistence) -> Result<Option<Known>, FetchError> {
-        if self.derived.get().is_none() {
+        if !self.is_derived() {
             let this = self.clone();
             self.looked.join(|| async move { this.look_now(persistence).await }).await?;
         }
@@ -337,7 +354,7 @@ impl LayerFetch {
     }
 
     async fn look_now(self: &Arc<Self>, persistence: Persistence) -> Result<(), FetchError> {
-        if let Some(index) = self.fill_job().known_index().await? {
+        if let Some(index) = fill::known_index(&self.layer, &self.context).await? {
             if let Some(named) = self.named
                 && index.pin() != named.pin
             {
@@ -372,9 +389,16 @@ impl LayerFetch {
         }
     }
 
+    /// Takes the index of the verified layer. Two passes give the same, since the digest held for both.
     fn adopt(&self, index: &Arc<Index>) {
-        // Two passes give the same index, since the digest held for both.
-        let _ = self.derived.set(index.clone());
+        *self.derived.write().unwrap_or_else(|held| held.into_inner()) = Some(index.clone());
+    }
+
+    /// Takes the same index in another place, and whatever else holds its rows, or those that headers told.
+    fn moved(&self, index: &Arc<Index>) {
+        self.adopt(index);
+        self.fill.replace(index.clone());
+        self.listing.replace(Arc::new(Listing::of_checked(&self.layer, index.head())));
     }
 
     fn lock_poison(&self) -> MutexGuard<'_, Poison> {
@@ -398,8 +422,9 @@ impl LayerFetch {
         format!("layer {}", self.layer.digest)
     }
 
-    fn fill_job(&self) -> Fill {
+    fn fill_job(&self, kept: mpsc::UnboundedSender<Arc<Index>>) -> Fill {
         Fill {
+            kept,
             layer: self.layer.clone(),
             context: self.context.clone(),
             progress: self.progress.clone(),

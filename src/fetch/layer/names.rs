@@ -7,40 +7,49 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Known, LayerFetch};
-use crate::archive::EntryKind;
-use crate::archive::index::Head;
+use crate::archive::index::RowKind;
 use crate::digest::Unverified;
 use crate::fetch::listing::{self, Hopped, Listing, Probe, SMALL_LAYER};
 use crate::fetch::transfer::{Persistence, Transfer};
 use crate::fetch::{FetchError, Verify};
 use crate::modelkit::Compression;
+use crate::path::is_within;
 
 impl LayerFetch {
-    /// What is known, as a listing.
+    /// What is known, as a listing, if it may lie where it does: that is found out once.
     pub(super) async fn listing_of(self: &Arc<Self>, known: &Known) -> Result<Arc<Listing>, FetchError> {
         let (this, known) = (self.clone(), known.clone());
-        self.off_thread(move || this.rows_of(known.head()).map(Arc::new)).await?
+        self.off_thread(move || this.rows_of(&known).map(Arc::new)).await?
     }
 
-    /// The rows of a head: a path and an entry of their own for each, so that a million take long.
-    fn rows_of(&self, head: &Head) -> Result<Listing, FetchError> {
-        let entries = head.rows().map(|row| row.to_entry()).collect();
-        Listing::new(&self.layer, entries, true)
+    /// The rows of an index. A million are looked through in a tenth of a second.
+    fn rows_of(&self, known: &Known) -> Result<Listing, FetchError> {
+        if self.placed.get() == Some(&known.digest()) {
+            return Ok(Listing::of_checked(&self.layer, known.head()));
+        }
+        let listing = Listing::indexed(&self.layer, known.head())?;
+        // Where another index was looked through first, this one will be again, which is rare.
+        let _ = self.placed.set(known.digest());
+        Ok(listing)
     }
 
     /// What the layer's root is, by what is known.
-    fn root_of(&self, head: &Head) -> Result<Probe, FetchError> {
-        let listing = self.rows_of(head)?;
+    fn root_of(&self, known: &Known) -> Result<Probe, FetchError> {
+        let listing = self.rows_of(known)?;
         let root = &self.layer.root;
-        let own = listing.rows.iter().find(|(path, _)| path == root);
-        if own.is_some_and(|(_, entry)| entry.kind != EntryKind::Directory) {
+        let own = listing.find(root).and_then(|at| listing.entry(at));
+        if own.is_some_and(|entry| entry.kind != RowKind::Directory) {
             return Ok(Probe::File(Arc::new(listing)));
         }
-        if !listing.rows.iter().any(|(path, _)| path.is_within(root)) {
+        // All others are parents, of which there are few.
+        if !listing.rows().any(|(path, _)| is_within(&path, root.as_bytes())) {
             return Ok(Probe::Unknown);
         }
-        let dirs = listing.rows.iter().filter(|(path, _)| root.is_within(path));
-        Ok(Probe::Directory(dirs.map(|(path, entry)| (path.clone(), listing::meta(entry))).collect()))
+        let way = root.ancestors().chain([root.clone()]);
+        let named = way.filter_map(|path| {
+            listing.entry(listing.find(&path)?).map(|entry| listing::meta(&entry)).map(|meta| (path, meta))
+        });
+        Ok(Probe::Directory(named.collect()))
     }
 
     /// What the layer's root is. One small read, or none where the layer is known.
@@ -62,7 +71,7 @@ impl LayerFetch {
     async fn probe_now(self: &Arc<Self>, persistence: Persistence) -> Result<Probe, FetchError> {
         if let Some(known) = self.look(persistence).await? {
             let this = self.clone();
-            return self.off_thread(move || this.root_of(known.head())).await?;
+            return self.off_thread(move || this.root_of(&known)).await?;
         }
         if self.context.verify == Verify::Listing {
             return Ok(Probe::Unknown);

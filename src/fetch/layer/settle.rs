@@ -170,8 +170,7 @@ impl LayerFetch {
             }
         });
         // Kept first: it is right whatever the attested one said, and the next mount has it.
-        let index = index.await?;
-        self.keep(&index).await?;
+        let index = self.keep(index.await?).await?;
         self.accept(index).await?;
         tracing::info!(layer = %self.layer.digest, "all of an attested layer is here, and its digest holds");
         Ok(())

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::AbortHandle;
 
 use super::{Known, LayerFetch, Pace};
 use crate::archive::index::Index;
-use crate::fetch::fill::index_key;
+use crate::fetch::fill::{at_rest, index_key, known_index};
 use crate::fetch::listing::Probe;
 use crate::fetch::pass::{Failure, pass};
 use crate::fetch::transfer::Transfer;
@@ -50,14 +50,22 @@ impl LayerFetch {
         self.check_poison()?;
         let this = self.clone();
         let fill = self.fill.join(|| async move {
-            this.fill_job().announce();
-            let job = this.fill_job();
+            let (kept, mut rest) = mpsc::unbounded_channel();
+            let job = this.fill_job(kept);
+            job.announce();
             let fill = |transfer| {
                 let job = &job;
                 async move { job.run(&transfer).await }
             };
             let filled = this.read_whole(pace, fill).await?;
-            this.accept(filled).await
+            let accepted = this.accept(filled).await?;
+            drop(job);
+            tokio::spawn(async move {
+                if let Some(index) = rest.recv().await {
+                    this.moved(&index);
+                }
+            });
+            Ok(accepted)
         });
         while_progressing(fill, self.progress(), &self.context.limits, &self.what()).await
     }
@@ -65,7 +73,7 @@ impl LayerFetch {
     /// The index that the layer's verified bytes give: from the cache, else by reading the layer whole. Only the index
     /// is kept.
     pub async fn derive(self: &Arc<Self>) -> Result<Arc<Index>, FetchError> {
-        if let Some(index) = self.fill_job().known_index().await? {
+        if let Some(index) = known_index(&self.layer, &self.context).await? {
             return Ok(index);
         }
         self.audit().await.map_err(|failed| failed.error)
@@ -93,24 +101,21 @@ impl LayerFetch {
         });
         let index = while_progressing(audit, self.progress(), &self.context.limits, &self.what()).await;
         match index {
-            Ok(index) => match self.keep(&index).await {
-                Ok(()) => Ok(index),
-                Err(error) => Err(NotAudited { error, found: None }),
-            },
+            Ok(index) => self.keep(index).await.map_err(|error| NotAudited { error, found: None }),
             Err(error) => {
                 Err(NotAudited { error, found: false_index.into_inner().unwrap_or_else(|held| held.into_inner()) })
             }
         }
     }
 
-    /// Keeps an index that a pass has derived, if the cache can.
-    pub(super) async fn keep(&self, index: &Arc<Index>) -> Result<(), FetchError> {
-        let (key, kept) = (index_key(&self.layer), index.clone());
+    /// Keeps an index that a pass has derived, if the cache can; and gives it back, where it lies then.
+    pub(super) async fn keep(&self, index: Arc<Index>) -> Result<Arc<Index>, FetchError> {
+        let key = index_key(&self.layer);
         self.blocking(move |cache| {
-            cache.keep_index(&key, kept.as_bytes()).unwrap_or_else(|error| {
+            cache.keep_index(&key, index.as_bytes()).unwrap_or_else(|error| {
                 error.unless_full(|error| tracing::warn!(%error, "the index was not kept; it will be derived again"));
             });
-            Ok(())
+            Ok(at_rest(cache, &key, index))
         })
         .await
     }
