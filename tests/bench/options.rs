@@ -47,7 +47,7 @@ pub struct Options {
     /// The sizes that the goals name, five rounds
     #[arg(long)]
     full: bool,
-    /// Write the figures here too, whatever rows were chosen
+    /// Write the figures here too, and their picture beside, whatever rows were chosen
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// How many cores all of it shares: servers, readers and daemon
@@ -63,7 +63,7 @@ pub struct Options {
     #[arg(long, hide = true)]
     bench: bool,
     /// Where files may be put; the script makes and removes it
-    #[arg(long, env = "KITFS_BENCH_DIR", hide = true)]
+    #[arg(long, hide = true)]
     dir: Option<PathBuf>,
 }
 

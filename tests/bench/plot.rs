@@ -12,7 +12,7 @@ const MOST: f64 = 2.0;
 /// From one bar to the next.
 const STEP: f64 = 24.0;
 /// Above the first.
-const TOP: f64 = 64.0;
+const TOP: f64 = 104.0;
 /// The whole picture, numbers to the right of the bars included.
 const WIDTH: f64 = 960.0;
 
@@ -33,10 +33,11 @@ pub fn draw(figures: &[Figure], head: &str) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
          aria-label=\"Each figure against its goal\">\n<style>\n{STYLE}\n</style>\n\
-         <text x=\"12\" y=\"22\">Each figure against its goal: longer is better, the broken line is the goal</text>\n\
-         <text class=\"small\" x=\"12\" y=\"40\">{}</text>\n",
-        escaped(&head.replace('\n', " · "))
+         <text x=\"12\" y=\"22\">Each figure against its goal: longer is better, the broken line is the goal</text>\n"
     );
+    for (line, y) in head.lines().zip((40..).step_by(16)) {
+        svg.push_str(&format!("<text class=\"small\" x=\"12\" y=\"{y}\">{}</text>\n", escaped(line)));
+    }
     for (at, figure) in figures.iter().enumerate() {
         bar(&mut svg, figure, TOP + STEP * at as f64);
     }

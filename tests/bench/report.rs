@@ -105,17 +105,15 @@ impl Report {
         text
     }
 
-    /// Keeps the figures: those of a whole table with a picture beside the documentation, and all where it is wanted.
+    /// Keeps the figures and their picture: those of a whole table beside the documentation, and all where it is wanted.
     pub fn write(&self, options: &Options) -> io::Result<()> {
-        let json = format!("{:#}\n", self.json());
-        if let Some(file) = &options.json {
-            fs::write(file, &json)?;
-        }
-        if options.is_whole() && !self.has_failed() {
-            let file = |suffix: &str| Path::new(KEPT).join(format!("{}.{suffix}", self.effort));
-            fs::write(file("json"), &json)?;
-            fs::write(file("svg"), plot::draw(&self.figures, &self.head()))?;
-            crate::say(&format!("written: {} and .svg", file("json").display()));
+        let whole = options.is_whole() && !self.has_failed();
+        let kept = whole.then(|| Path::new(KEPT).join(self.effort).with_extension("json"));
+        for file in options.json.iter().chain(&kept) {
+            fs::write(file, format!("{:#}\n", self.json()))?;
+            let picture = file.with_extension("svg");
+            fs::write(&picture, plot::draw(&self.figures, &self.head()))?;
+            crate::say(&format!("written: {}, {}", file.display(), picture.display()));
         }
         Ok(())
     }
