@@ -30,6 +30,7 @@ const NAMES: usize = 64;
 
 /// How often a lock is tried that others hold for a while.
 const POLL: Duration = Duration::from_millis(10);
+
 /// Writes all of `bytes` at `offset`.
 pub(super) fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
     while !bytes.is_empty() {

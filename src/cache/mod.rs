@@ -45,6 +45,7 @@
 mod blobs;
 mod check;
 mod damage;
+mod durable;
 mod evict;
 mod files;
 mod format;
@@ -85,6 +86,7 @@ pub use staging::{Sealed, StagedFile, StagedNumber, StagedState, Staging};
 pub use usage::{Amount, Area, Usage};
 
 use crate::object::ObjectDigest;
+use durable::Durable;
 use lower::Lower;
 use room::Room;
 
@@ -98,6 +100,7 @@ pub struct Cache {
     lower: Vec<Lower>,
     /// Objects that this process has verified and that still lie in staging.
     staged: Mutex<HashMap<ObjectDigest, PathBuf>>,
+    durable: Durable,
     /// Makes temporary names unique within the process.
     counter: AtomicU64,
 }
@@ -257,7 +260,8 @@ impl Cache {
         }
         let lower = Lower::open_all(root, &settings.lower, settings.recheck)?;
         let (staged, counter) = (Mutex::new(HashMap::new()), AtomicU64::new(0));
-        let cache = Self { root: root.to_owned(), settings, room: Arc::new(Room::new(root)), lower, staged, counter };
+        let (room, durable) = (Arc::new(Room::new(root)), Durable::new(root));
+        let cache = Self { root: root.to_owned(), settings, room, lower, staged, durable, counter };
         cache.check_format(also_damaged)?;
         cache.close_to_others()?;
         // Made while there is room for it; a disk that is read-only has no use for it.

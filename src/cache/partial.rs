@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub struct Partial {
     opening: Mutex<()>,
     /// One thread writes at a time: others would spin in the kernel for the lock of the file.
     writing: Mutex<()>,
+    /// Whether some of it was found: what others wrote, maybe before this process knew of lost writes.
+    was_found: AtomicBool,
     /// Which chunks this process has verified in this file. A mutex, as it is held for a look or a note.
     chunks: Mutex<Chunks>,
 }
@@ -118,6 +121,7 @@ impl Partial {
         if let Some(file) = self.file(false)?
             && let Some(chunk) = chunk_in(file, &self.list, chunk).map_err(io_error("read", &self.path))?
         {
+            self.was_found.store(true, Ordering::Relaxed);
             let completes = self.note(chunk.number());
             return Ok(Some(Found { chunk, completes }));
         }
@@ -324,6 +328,7 @@ impl Cache {
             for_writing: OnceLock::new(),
             opening: Mutex::new(()),
             writing: Mutex::new(()),
+            was_found: AtomicBool::new(false),
             chunks,
         }
     }
@@ -354,20 +359,21 @@ impl Cache {
     /// Makes complete files objects: one sync of the file system, then their names. What fails is told for each file; it
     /// is served as before where only its name failed, and forgotten where the disk lost its bytes.
     pub fn commit(&self, complete: &[&Partial]) -> Vec<CacheError> {
-        let root = File::open(&self.root).map_err(io_error("open", &self.root));
-        let synced =
-            root.and_then(|root| rustix::fs::syncfs(&root).map_err(|error| io_error("sync", &self.root)(error.into())));
+        let synced = self.durable.sync().map_err(io_error("sync", &self.root));
+        let is_known = synced.as_ref().is_ok_and(|is_known| *is_known);
         let complete = complete.iter().filter(|partial| partial.is_complete());
-        // Of a sync that failed, the sync of each file knows which one it was.
-        let named = complete.filter_map(|partial| self.name(partial).err());
+        let named = complete.filter_map(|partial| self.name(partial, is_known).err());
         synced.err().into_iter().chain(named).map(|error| self.room.noted(error)).collect()
     }
 
-    fn name(&self, partial: &Partial) -> Result<(), CacheError> {
+    /// Gives a file its name as an object. `is_known`: whether what this process has written of it is on the disk.
+    fn name(&self, partial: &Partial, is_known: bool) -> Result<(), CacheError> {
         let Some(file) = partial.file.get() else { return Ok(()) };
-        // Costs nothing after the sync of the file system, and tells what became of every write since the file was opened:
-        // where one was lost, the pages are gone, and what is read back need not be what was verified.
-        if let Err(error) = file.sync_data() {
+        // Tells what became of every write since the file was opened: where one was lost, the pages are gone, and what is
+        // read back need not be what was verified.
+        if (!is_known || partial.was_found.load(Ordering::Relaxed))
+            && let Err(error) = file.sync_data()
+        {
             partial.forget();
             return Err(io_error("sync", &partial.path)(error));
         }

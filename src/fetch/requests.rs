@@ -250,7 +250,18 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    fn push(&mut self, mut bytes: &[u8]) {
+    /// Takes the next bytes of the layer. What ends with them is hashed and written by this thread, which has just received
+    /// it; the runtime goes on with its other work on another one.
+    fn push(&mut self, bytes: &[u8]) {
+        let end = self.position + bytes.len() as u64;
+        if self.waiting.front().is_some_and(|want| want.at.end <= end) {
+            tokio::task::block_in_place(|| self.take(bytes));
+        } else {
+            self.take(bytes);
+        }
+    }
+
+    fn take(&mut self, mut bytes: &[u8]) {
         while let Some(want) = self.waiting.front() {
             // What lies between two chunks is read over.
             let skipped = want.at.start.saturating_sub(self.position).min(bytes.len() as u64);
