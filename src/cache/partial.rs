@@ -21,7 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, fcntl_getfl, flock};
 
-use super::files::{Claim, identity, is_link, lock_named, make_dir, on_disk, open_existing, rename_over};
+use super::files::{Claim, identity, is_link, lock_named, make_dir, on_disk, open_existing, rename_over, write_at};
 use super::map::contents;
 use super::objects::{CachedRange, Object, is_file_of, touch};
 use super::{Cache, CacheError, io_error};
@@ -155,7 +155,7 @@ impl Partial {
         let file = self.file_to_write().map_err(|error| cache.room.noted(error))?;
         let Some(file) = file else { return Ok(false) };
         let _writing = self.writing.lock().unwrap_or_else(|held| held.into_inner());
-        let written = file.write_all_at(chunk.bytes().bytes(), range.start).map_err(io_error("write", &self.path));
+        let written = write_at(file, chunk.bytes().bytes(), range.start).map_err(io_error("write", &self.path));
         written.map_err(|error| cache.room.noted(error))?;
         Ok(self.note(chunk.number()))
     }
