@@ -239,6 +239,7 @@ mod tests {
             mtime: 0,
             nlink: 1,
             ttl: Duration::ZERO,
+            name_ttl: Duration::ZERO,
         };
         for (kind, bits, text) in [
             (NodeKind::File, 0o644, "-rw-r--r--"),

@@ -36,8 +36,11 @@ use crate::path::TreePath;
 pub use crate::tree::NodeKind;
 use crate::tree::{Conflict, Lookup, Meta, Need, NodeId, Origin, ROOT_INO, Tree};
 
-/// How long the kernel may keep what it was told of names below the root: they never change.
+/// How long the kernel may keep what never changes: names below the root, and attributes.
 const LONG_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How long it may keep the attributes of the root, which a switch to another kit changes as it does the names in it: a
+/// path is looked up through the root, so that they would be asked for at each open, and nobody minds them a second old.
+const ROOT_TTL: Duration = Duration::from_secs(1);
 /// Contradictions that are kept and logged; a hostile kit has as many as entries.
 const CONFLICTS: usize = 100;
 /// The block size that `statfs` counts in, and the longest name.
@@ -73,6 +76,8 @@ pub struct Attr {
     pub nlink: u32,
     /// How long this may be kept.
     pub ttl: Duration,
+    /// How long it may be kept that the name stands for this.
+    pub name_ttl: Duration,
 }
 
 /// One name in a directory.
@@ -309,11 +314,16 @@ impl Fs {
             NodeKind::Symlink => 0o777,
         };
         let (uid, gid) = if who.from_kit { (uid, gid) } else { (who.uid, who.gid) };
-        // Names in the root are those that a switch to another kit changes.
-        let fixed = tree.is_settled(id) && id != NodeId::ROOT && node.parent() != NodeId::ROOT;
-        let ttl = if fixed { LONG_TTL } else { Duration::ZERO };
+        // Names in the root are those that a switch to another kit changes; what they stood for stays what it is.
+        let is_root = id == NodeId::ROOT;
+        let ttl = match tree.is_settled(id) {
+            true if is_root => ROOT_TTL,
+            true => LONG_TTL,
+            false => Duration::ZERO,
+        };
+        let name_ttl = if is_root || node.parent() == NodeId::ROOT { Duration::ZERO } else { ttl };
         let nlink = if kind == NodeKind::Directory { 2 } else { 1 };
-        Attr { ino: Ino(node.ino), kind, size, mode, uid, gid, mtime, nlink, ttl }
+        Attr { ino: Ino(node.ino), kind, size, mode, uid, gid, mtime, nlink, ttl, name_ttl }
     }
 
     /// Answers a question to the tree, learning what it needs first, within the metadata deadline in total.

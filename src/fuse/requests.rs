@@ -61,7 +61,7 @@ impl fuser::Filesystem for Adapter {
             fs.lookup(ino(parent), name).await.map_err(|error| refusal(&fs, "lookup", parent.0, name, &error))
         };
         self.answer("lookup", work, |outcome| match outcome {
-            Ok(attr) => reply.entry(&attr.ttl, &file_attr(&attr), GENERATION),
+            Ok(attr) => reply.entry_with_ttls(&attr.ttl, &attr.name_ttl, &file_attr(&attr), GENERATION),
             Err(errno) => reply.error(errno),
         });
     }
@@ -198,7 +198,8 @@ impl fuser::Filesystem for Adapter {
             let add = |entry: DirEntry<'_>| {
                 let attr = file_attr(&entry.attr);
                 let name = OsStr::from_bytes(entry.name);
-                reply.add(attr.ino, entry.next, name, &entry.attr.ttl, &attr, GENERATION)
+                // One for both, of which the name's is never the longer.
+                reply.add(attr.ino, entry.next, name, &entry.attr.name_ttl, &attr, GENERATION)
             };
             let listed = fs.readdir(ino(node), offset, add).await;
             (reply, listed.map_err(|error| refusal(&fs, "readdirplus", node.0, b"", &error)))
@@ -404,6 +405,7 @@ mod tests {
             mtime: 3,
             nlink: 1,
             ttl: Duration::ZERO,
+            name_ttl: Duration::ZERO,
         };
         let attr = file_attr(&attr);
         assert_eq!((attr.perm, attr.blocks, attr.kind), (0o4755, 2, FileType::RegularFile));
