@@ -162,8 +162,8 @@ impl Cache {
     }
 
     fn small_path(&self, small: &Small) -> PathBuf {
-        let (Small::Blob(name) | Small::Index(name) | Small::Tag(name) | Small::Kit(name)) = small;
-        self.spread(small.area().dir(), &name.hex())
+        let (area, name) = small.place();
+        self.spread(area, &name)
     }
 
     pub(super) fn open_eviction_lock(&self) -> Result<File, CacheError> {
@@ -177,6 +177,12 @@ impl Cache {
 }
 
 impl Small {
+    /// The directory that it lies in, below the cache's own, and its name.
+    pub(super) fn place(&self) -> (&'static str, String) {
+        let (Self::Blob(name) | Self::Index(name) | Self::Tag(name) | Self::Kit(name)) = self;
+        (self.area().dir(), name.hex())
+    }
+
     fn area(&self) -> Area {
         match self {
             Self::Blob(_) => Area::Blobs,

@@ -99,7 +99,7 @@ impl Lower {
         Ok(all)
     }
 
-    fn path(&self, area: &str, name: &str) -> PathBuf {
+    pub(super) fn path(&self, area: &str, name: &str) -> PathBuf {
         spread(&self.root, area, name)
     }
 

@@ -50,6 +50,12 @@ pub(super) fn index_body(mut file: Bytes) -> Option<Bytes> {
 }
 
 impl Cache {
+    /// Whether a small file is here or in a lower cache; nothing of it is read.
+    pub fn seems_to_have(&self, small: &Small) -> bool {
+        let (area, name) = small.place();
+        self.spread(area, &name).exists() || self.lower.iter().any(|lower| lower.path(area, &name).exists())
+    }
+
     /// A derived index by its key, if it is here and undamaged, or in a lower cache that we may believe; a long one is mapped
     /// and not read.
     pub fn index(&self, key: &Digest) -> Result<Option<Bytes>, CacheError> {

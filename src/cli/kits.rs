@@ -34,12 +34,18 @@ pub(super) struct KitArgs {
 }
 
 impl KitArgs {
-    /// Follows a reference to its plan. A filter that kit refuses is wrong use.
-    pub(super) async fn resolve(&self, reference: &Reference, verify: Verify) -> Result<(Context, Resolved), Failure> {
+    /// Follows a reference to its plan; `is_to_mount` says that all layers will be asked what they hold. A filter that kit
+    /// refuses is wrong use.
+    pub(super) async fn resolve(
+        &self,
+        reference: &Reference,
+        verify: Verify,
+        is_to_mount: bool,
+    ) -> Result<(Context, Resolved), Failure> {
         let filters = Filters::parse(&self.selection.filter).map_err(Failure::usage)?;
         let context = self.fetch.context(&self.connection, verify)?;
         let access = self.fetch.access(&self.connection)?;
-        let mut request = Request { filters, ..Request::new(reference.clone()) };
+        let mut request = Request { filters, is_to_mount, ..Request::new(reference.clone()) };
         self.selection.choice.apply(&mut request);
         self.trust.apply(&mut request)?;
         let resolved = resolve(&context, &access, &request).await?;
@@ -49,7 +55,7 @@ impl KitArgs {
     /// Opens a kit for a look inside, and says what there is to note.
     pub(super) async fn open(&self, reference: &Reference, verify: Verify) -> Result<(Context, Kit), Failure> {
         say_whose(&self.fetch.cache, &self.connection)?;
-        let (mut context, resolved) = self.resolve(reference, verify).await?;
+        let (mut context, resolved) = self.resolve(reference, verify, false).await?;
         output::say_all("note", &resolved.notes);
         output::say_all("warning", &resolved.plan.warnings);
         context.limits.meta_timeout = NO_DEADLINE;

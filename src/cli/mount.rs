@@ -130,7 +130,7 @@ impl Mount {
         }
         kits::say_whose(&self.kit.fetch.cache, &self.kit.connection)?;
         if self.dry_run {
-            let (context, resolved) = self.kit.resolve(&reference, self.verify.verify()).await?;
+            let (context, resolved) = self.kit.resolve(&reference, self.verify.verify(), false).await?;
             let ownership = self.access.ownership();
             return dry_run::run(context, resolved, ownership, self.json, self.progress).await;
         }
@@ -245,7 +245,7 @@ impl Mount {
         let point = MountPoint::prepare(&dir, &state)?;
         let verify = self.verify.verify();
         step(Step::Named(&format!("resolving {reference}")));
-        let (context, resolved) = self.kit.resolve(reference, verify).await?;
+        let (context, resolved) = self.kit.resolve(reference, verify, true).await?;
         let kit = Kit::open(&context, resolved);
         step(Step::Named(&format!("reading the beginning of {} layers", kit.layers.len())));
         let mut tree = kit.skeleton();

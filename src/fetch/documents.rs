@@ -3,17 +3,20 @@
 //! Invariants: what a source gives for a digest is used only once it has hashed to that; a source that does not have it, or
 //! gives something else, is passed over for the next one. All that was read by digest is noted, for the cache's record of
 //! the kit. Every question to a source has a deadline, and a shorter one where the asker says that something known stands
-//! in for the answer.
+//! in for the answer. What is kept is written behind the reader's back, as a disk may take longer than a registry: in the
+//! order in which it came, so that a note is never there before what it leads to, and all of it before [`Documents::settle`]
+//! returns.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
+use tokio::task::JoinHandle;
 
 use super::transfer::{ATTEMPTS, attempted};
 use super::{Context, FetchError};
-use crate::cache::{Cache, CacheError, LastKnown};
+use crate::cache::{Cache, CacheError, LastKnown, Small};
 use crate::digest::{Digest, Unverified, Verified};
 use crate::modelkit::manifest::MAX_CONFIG;
 use crate::report::chain;
@@ -41,16 +44,20 @@ pub(super) struct Documents<'a> {
     context: &'a Context,
     /// What was read by digest. A mutex, as it is held to put something in.
     read: Mutex<BTreeSet<Digest>>,
+    /// Manifests that came with the answer for a tag. A mutex for the same reason.
+    came: Mutex<HashMap<Digest, Verified>>,
+    /// The last of what is being written. It waits for the one before it.
+    writing: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl<'a> Documents<'a> {
     pub(super) fn new(context: &'a Context) -> Self {
-        Self { context, read: Mutex::default() }
+        Self { context, read: Mutex::default(), came: Mutex::default(), writing: Mutex::default() }
     }
 
     /// The digests of all that was read, which the cache may hold.
-    pub(super) fn into_digests(self) -> Vec<Digest> {
-        self.read.into_inner().unwrap_or_else(|held| held.into_inner()).into_iter().collect()
+    pub(super) fn digests(&self) -> Vec<Digest> {
+        lock(&self.read).iter().copied().collect()
     }
 }
 
@@ -85,6 +92,24 @@ impl Documents<'_> {
             tracing::warn!(error = chain(&error), name, "what is known of it can't be read");
             None
         })
+    }
+
+    /// Whether the cache seems to have a document.
+    pub(super) async fn seem_to_have(&self, digest: &Digest) -> bool {
+        let wanted = Small::Blob(*digest);
+        let look = move |cache: &Cache| Ok(cache.seems_to_have(&wanted));
+        self.context.blocking("a document", look).await.unwrap_or_default()
+    }
+
+    /// Takes a manifest that came unasked. One that is not what it should be is left: it is asked for by its digest.
+    pub(super) fn take(&self, digest: Digest, bytes: Unverified) {
+        match bytes.verify(&digest) {
+            Ok(bytes) => {
+                self.keep_blob(digest, &bytes);
+                lock(&self.came).insert(digest, bytes);
+            }
+            Err(cause) => tracing::debug!(%cause, "what came with a tag is not the manifest that it leads to"),
+        }
     }
 
     /// A manifest by digest: from the cache, else from the first source that has it, hashed.
@@ -134,18 +159,30 @@ impl Documents<'_> {
     }
 
     /// Keeps what was found for the next time. A cache that can't grow is no reason to do without it now.
-    pub(super) async fn keep(
-        &self,
-        what: &str,
-        work: impl FnOnce(&Cache) -> Result<(), CacheError> + Send + 'static,
-    ) -> Result<(), FetchError> {
-        let kept = |cache: &Cache| {
-            work(cache).unwrap_or_else(|error| {
+    pub(super) fn keep(&self, work: impl FnOnce(&Cache) -> Result<(), CacheError> + Send + 'static) {
+        let cache = self.context.cache.clone();
+        let write = move || {
+            work(&cache).unwrap_or_else(|error| {
                 error.unless_full(|error| tracing::warn!(%error, "not kept in the cache"));
             });
-            Ok(())
         };
-        self.context.blocking(what, kept).await
+        let mut writing = lock(&self.writing);
+        let before = writing.take();
+        *writing = Some(tokio::spawn(async move {
+            settled(before).await;
+            settled(Some(tokio::task::spawn_blocking(write))).await;
+        }));
+    }
+
+    fn keep_blob(&self, digest: Digest, bytes: &Verified) {
+        let bytes = bytes.clone();
+        self.keep(move |cache| cache.keep_blob(&digest, &bytes));
+    }
+
+    /// Waits until all is written that was to be kept.
+    pub(super) async fn settle(&self) {
+        let last = lock(&self.writing).take();
+        settled(last).await;
     }
 
     /// From the cache, else from the first source whose bytes hash right; those are kept.
@@ -161,8 +198,13 @@ impl Documents<'_> {
     {
         let wanted = *digest;
         let found = || {
-            self.read.lock().unwrap_or_else(|held| held.into_inner()).insert(wanted);
+            lock(&self.read).insert(wanted);
         };
+        let came = lock(&self.came).get(digest).cloned();
+        if let Some(bytes) = came {
+            found();
+            return Ok(bytes);
+        }
         if let Some(bytes) = self.context.blocking(what, move |cache| cache.blob(&wanted)).await? {
             found();
             return Ok(bytes);
@@ -179,8 +221,7 @@ impl Documents<'_> {
             match bytes.verify(digest) {
                 Ok(bytes) => {
                     found();
-                    let kept = bytes.clone();
-                    self.keep(what, move |cache| cache.keep_blob(&wanted, &kept)).await?;
+                    self.keep_blob(wanted, &bytes);
                     return Ok(bytes);
                 }
                 Err(cause) => {
@@ -190,4 +231,18 @@ impl Documents<'_> {
         }
         Err(failure)
     }
+}
+
+/// Waits for a write. One that was lost is not there the next time.
+async fn settled(write: Option<JoinHandle<()>>) {
+    if let Some(write) = write
+        && let Err(error) = write.await
+    {
+        tracing::warn!(%error, "not kept in the cache");
+    }
+}
+
+fn lock<T>(held: &Mutex<T>) -> MutexGuard<'_, T> {
+    // All that is held is right after any panic.
+    held.lock().unwrap_or_else(|held| held.into_inner())
 }

@@ -24,7 +24,7 @@ use super::{Context, FetchError};
 use crate::archive::index::{Index, LayerFormat};
 use crate::cache::{Cache, CacheError, Sealed, Staging};
 use crate::digest::Digest;
-use crate::modelkit::Layer;
+use crate::modelkit::{Compression, Layer};
 use crate::object::ObjectDigest;
 
 /// A fill above this size is announced in the log with its remedy.
@@ -52,8 +52,12 @@ static RATE: AtomicU64 = AtomicU64::new(0);
 
 /// The key of a layer's derived index: what the same bytes mean depends on how they are read.
 pub fn index_key(layer: &Layer) -> Digest {
-    let format = LayerFormat::from(&layer.format);
-    Digest::of(format!("{} {format:?} {:?} walker {WALKER_VERSION}", layer.digest, layer.compression).as_bytes())
+    index_key_of(&layer.digest, LayerFormat::from(&layer.format), layer.compression)
+}
+
+/// The same by what it depends on.
+pub fn index_key_of(layer: &Digest, format: LayerFormat, compression: Compression) -> Digest {
+    Digest::of(format!("{layer} {format:?} {compression:?} walker {WALKER_VERSION}").as_bytes())
 }
 
 /// A fill of one layer.

@@ -5,14 +5,12 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 
+use super::first_reads::FIRST_READS;
 use super::layer::LayerFetch;
 use super::resolve::Resolved;
 use super::{Context, FetchError, Named, Tier};
 use crate::fetch::listing::Probe;
 use crate::tree::{Conflict, Origin, Tree};
-
-/// First reads in flight at once: they are small, and mounting waits for them.
-const PROBES: usize = 32;
 
 /// A kit whose layers can be asked.
 #[derive(Debug)]
@@ -73,7 +71,8 @@ impl Kit {
         });
         let mut warnings = Vec::new();
         let mut unheard: BTreeMap<usize, Vec<(usize, FetchError)>> = BTreeMap::new();
-        let mut answers: Vec<_> = futures_util::stream::iter(asked).buffer_unordered(PROBES).collect().await;
+        let mut answers: Vec<_> = futures_util::stream::iter(asked).buffer_unordered(FIRST_READS).collect().await;
+        self.resolved.begun.iter().for_each(|begun| begun.give_up());
         answers.sort_by_key(|(at, _)| *at);
         for (at, answer) in answers {
             let conflicts = match answer {

@@ -2,6 +2,7 @@
 //!
 //! - [`resolve`](mod@resolve): reference → manifest → config → plan, with parents, all by digest.
 //! - `documents`: the manifests, configs and referrers for that: asked for, hashed, kept.
+//! - `first_reads`: what a mount will read of the layers, asked for while the config comes.
 //! - `last_seen`: what a tag was, where its registry does not say what it is.
 //! - [`kit`]: an opened kit: its layers, and what is known of them.
 //! - [`layer`]: one layer: what its root is, what it holds, its content; each a single [`flight`] for all who ask.
@@ -28,6 +29,7 @@ pub mod cut;
 mod documents;
 pub mod error;
 pub mod fill;
+mod first_reads;
 pub mod flight;
 pub mod kit;
 mod last_seen;

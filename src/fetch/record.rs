@@ -1,7 +1,8 @@
 //! What belongs to a kit that was resolved, for the cache's own record of it.
 
+use super::Resolved;
+use super::documents::Documents;
 use super::fill::index_key;
-use super::{Context, FetchError, Resolved};
 use crate::cache::{KitRecord, LayerRecord};
 use crate::modelkit::Layer;
 use crate::reference::{Location, Reference};
@@ -40,11 +41,10 @@ pub fn absolute(reference: &Reference) -> Reference {
 }
 
 /// Notes it. Without a record the kit's files are nobody's, which is told where the cache is looked at; reading goes on.
-pub(super) async fn note(context: &Context, resolved: &Resolved) -> Result<(), FetchError> {
+pub(super) fn note(documents: &Documents<'_>, resolved: &Resolved) {
     let record = record(resolved);
-    let note = move |cache: &crate::cache::Cache| {
+    documents.keep(move |cache| {
         cache.note_kit(record).unwrap_or_else(|error| tracing::debug!(%error, "what belongs to the kit is not noted"));
         Ok(())
-    };
-    context.blocking("the record of the kit", note).await
+    });
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::documents::{Documents, Origin};
+use super::first_reads::{self, Begun};
 use super::last_seen::LastSeen;
 use super::named::Named;
 use super::{Context, FetchError, Trust, record, trust};
@@ -33,12 +34,21 @@ pub struct Request {
     pub select: Option<Digest>,
     /// Whose word counts for what a layer holds.
     pub trust: Trust,
+    /// Whether the layers will be asked at once what they hold, so that this is begun early.
+    pub is_to_mount: bool,
 }
 
 impl Request {
     /// A kit as a whole, and nothing but its own pins trusted.
     pub fn new(reference: Reference) -> Self {
-        Self { reference, filters: Filters::default(), platform: None, select: None, trust: Trust::default() }
+        Self {
+            reference,
+            filters: Filters::default(),
+            platform: None,
+            select: None,
+            trust: Trust::default(),
+            is_to_mount: false,
+        }
     }
 }
 
@@ -76,6 +86,8 @@ pub struct Resolved {
     pub named: Vec<Option<Named>>,
     /// The kit and its parents; [`crate::modelkit::Layer::kit`] counts along it.
     pub origins: Vec<Origin>,
+    /// What has been asked of some of them already.
+    pub begun: Vec<Arc<Begun>>,
     /// Manifests, configs and other documents that were read on the way, all of which the cache may hold.
     pub documents: Vec<Digest>,
     /// What the user should know: an omitted tag, a fallback.
@@ -94,14 +106,22 @@ impl Resolved {
 /// Follows a reference.
 pub async fn resolve(context: &Context, access: &Access, request: &Request) -> Result<Resolved, FetchError> {
     let resolver = Resolver::new(context, access, request);
+    let resolved = follow(&resolver, request).await;
+    resolver.documents.settle().await;
+    resolved
+}
+
+async fn follow(resolver: &Resolver<'_>, request: &Request) -> Result<Resolved, FetchError> {
     let mut notes = Vec::new();
-    let top = resolver.kit(&request.reference, &mut notes).await?;
+    let top = resolver.kit(&request.reference, Some(&request.filters), &mut notes).await?;
     let mut chain = Chain::new(top.kit);
     let mut origins = vec![top.origin];
+    let mut begun: Vec<_> = top.begun.into_iter().collect();
     while let Some(parent) = chain.next_parent(&request.filters).cloned() {
-        let found = resolver.kit(&parent, &mut notes).await?;
+        let found = resolver.kit(&parent, request.filters.for_parent().as_ref(), &mut notes).await?;
         chain.push(found.kit)?;
         origins.push(found.origin);
+        begun.extend(found.begun);
     }
     let mut plan = plan(&chain, &request.filters)?;
     let kitfile = match &plan.kitfile {
@@ -126,11 +146,12 @@ pub async fn resolve(context: &Context, access: &Access, request: &Request) -> R
         plan,
         named,
         origins,
-        documents: resolver.documents.into_digests(),
+        begun,
+        documents: resolver.documents.digests(),
         notes,
         last_known: top.last_known,
     };
-    record::note(context, &resolved).await?;
+    record::note(&resolver.documents, &resolved);
     Ok(resolved)
 }
 
@@ -147,8 +168,9 @@ pub async fn resolve_digest(
     // A digest that was typed, or that a header told, is only a claim until the manifest has been hashed.
     let manifest = resolver.documents.manifest(&pointed.sources, &pointed.digest).await?;
     if Document::parse(&manifest).is_ok() {
-        resolver.remember(&pointed).await?;
+        resolver.remember(&pointed);
     }
+    resolver.documents.settle().await;
     Ok(ResolvedDigest { digest: pointed.digest, notes, last_known: pointed.last_known })
 }
 
@@ -165,6 +187,7 @@ pub struct ResolvedDigest {
 
 /// What is asked for, and how to get it.
 struct Resolver<'a> {
+    context: &'a Context,
     access: &'a Access,
     request: &'a Request,
     documents: Documents<'a>,
@@ -173,6 +196,7 @@ struct Resolver<'a> {
 struct Found {
     kit: KitDocument,
     origin: Origin,
+    begun: Option<Arc<Begun>>,
     index: Option<(Digest, ImageIndex)>,
     manifest: Verified,
     config: Verified,
@@ -192,7 +216,7 @@ struct Pointed {
 
 impl<'a> Resolver<'a> {
     fn new(context: &'a Context, access: &'a Access, request: &'a Request) -> Self {
-        Self { access, request, documents: Documents::new(context) }
+        Self { context, access, request, documents: Documents::new(context) }
     }
 }
 
@@ -209,7 +233,13 @@ impl Resolver<'_> {
         })
     }
 
-    async fn kit(&self, reference: &Reference, notes: &mut Vec<String>) -> Result<Found, FetchError> {
+    /// A kit of the chain, of which `filters` want something.
+    async fn kit(
+        &self,
+        reference: &Reference,
+        filters: Option<&Filters>,
+        notes: &mut Vec<String>,
+    ) -> Result<Found, FetchError> {
         let pointed = self.pointed(reference, notes).await?;
         let (mut digest, sources) = (pointed.digest, &pointed.sources);
         let mut manifest = self.documents.manifest(sources, &digest).await?;
@@ -230,12 +260,23 @@ impl Resolver<'_> {
             }
         };
         let blob = BlobId { digest: document.config.digest, size: document.config.size };
-        let config = self.documents.blob("config", sources, blob).await?;
+        let mut origin = Origin { repository: reference.location.name(), digest, sources: sources.clone() };
+        let begin = async {
+            match filters.filter(|_| self.request.is_to_mount) {
+                Some(filters) => {
+                    first_reads::begin(self.context, &origin, &document, filters, &self.request.trust).await
+                }
+                None => Ok(None),
+            }
+        };
+        let (config, begun) = tokio::join!(self.documents.blob("config", sources, blob), begin);
+        let (config, begun) = (config?, begun?);
         let kit = KitDocument::read(digest, &document, &config)?;
-        self.remember(&pointed).await?;
-        let Pointed { sources, last_known, .. } = pointed;
-        let origin = Origin { repository: reference.location.name(), digest, sources };
-        Ok(Found { kit, origin, index, manifest, config, document, last_known })
+        self.remember(&pointed);
+        if let (Some(begun), Some(last)) = (&begun, origin.sources.last_mut()) {
+            *last = begun.clone();
+        }
+        Ok(Found { kit, origin, begun, index, manifest, config, document, last_known: pointed.last_known })
     }
 
     /// The digest of the manifest or index that a reference names, and where to get it.
@@ -254,7 +295,7 @@ impl Resolver<'_> {
         let mut remember = None;
         if reference.tag.is_some() {
             // The digest is what counts: it stands in for an answer.
-            match self.ask_tag(&name, reference.tag(), &sources, !self.access.require_fresh).await {
+            match self.ask_tag(&name, reference.tag(), &sources, Some(&digest), !self.access.require_fresh).await {
                 Ok(found) if found != digest => {
                     return Err(FetchError::TagMoved { reference: reference.to_string(), expected: digest, found });
                 }
@@ -281,7 +322,8 @@ impl Resolver<'_> {
         sources: &[Arc<dyn Source>],
     ) -> Result<(Digest, Option<LastSeen>), FetchError> {
         let stand_in = self.stand_in(name, tag, sources).await;
-        let error = match self.ask_tag(name, tag, sources, stand_in.is_some() && !self.access.require_fresh).await {
+        let known = stand_in.as_ref().map(|(digest, _)| digest);
+        let error = match self.ask_tag(name, tag, sources, known, known.is_some() && !self.access.require_fresh).await {
             Ok(digest) => return Ok((digest, None)),
             Err(error) => error,
         };
@@ -297,16 +339,35 @@ impl Resolver<'_> {
         Ok((digest, Some(known)))
     }
 
-    /// Asks the source itself, which is the last: those before it only hold copies.
+    /// Asks the source itself, which is the last: those before it only hold copies. Where the manifest would have to be
+    /// asked for next, the question is such that it comes with the answer; where it is here already, if the tag is what is
+    /// `known` of it, the digest alone is asked for.
     async fn ask_tag(
         &self,
         name: &str,
         tag: &str,
         sources: &[Arc<dyn Source>],
+        known: Option<&Digest>,
         has_stand_in: bool,
     ) -> Result<Digest, FetchError> {
-        let main = sources.last().ok_or_else(|| FetchError::Lost { what: name.to_owned() })?;
-        self.documents.ask(name, main, has_stand_in, || main.resolve(tag)).await
+        let (main, locals) = sources.split_last().ok_or_else(|| FetchError::Lost { what: name.to_owned() })?;
+        if self.is_here(locals, known).await {
+            return self.documents.ask(name, main, has_stand_in, || main.resolve(tag)).await;
+        }
+        let (digest, manifest) = self.documents.ask(name, main, has_stand_in, || main.tagged(tag)).await?;
+        manifest.into_iter().for_each(|bytes| self.documents.take(digest, bytes));
+        Ok(digest)
+    }
+
+    /// Whether a manifest that is known of can be had without the network.
+    async fn is_here(&self, locals: &[Arc<dyn Source>], known: Option<&Digest>) -> bool {
+        let Some(digest) = known else { return false };
+        for local in locals {
+            if local.manifest(digest).await.is_ok() {
+                return true;
+            }
+        }
+        self.documents.seem_to_have(digest).await
     }
 
     /// The digest that may stand in for a registry's answer, and when the registry said so, where that is known.
@@ -325,9 +386,9 @@ impl Resolver<'_> {
     }
 
     /// Remembers what a name leads to, once that was found to be a kit.
-    async fn remember(&self, pointed: &Pointed) -> Result<(), FetchError> {
-        let Some(name) = pointed.remember.clone() else { return Ok(()) };
-        let (what, digest) = (name.clone(), pointed.digest);
-        self.documents.keep(&what, move |cache| cache.remember(&name, &digest)).await
+    fn remember(&self, pointed: &Pointed) {
+        let Some(name) = pointed.remember.clone() else { return };
+        let digest = pointed.digest;
+        self.documents.keep(move |cache| cache.remember(&name, &digest));
     }
 }

@@ -191,7 +191,7 @@ async fn by_rule(
                 Ok(pins) => {
                     let digest = *digest;
                     // Without the note, the rule is of no use while the registry is away.
-                    let _ = documents.keep(&what, move |cache| cache.remember(&key, &digest)).await;
+                    documents.keep(move |cache| cache.remember(&key, &digest));
                     return add(attested, kit, pins);
                 }
                 Err(why) => refused.push(why),

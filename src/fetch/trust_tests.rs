@@ -108,6 +108,7 @@ async fn named_in(
     let layers = vec![layer("a", 0), layer("b", 0)];
     let mut plan = Plan { digest: kit(), kitfile: None, layers, warnings: Vec::new() };
     let named = name(&documents, &trust, &[origin], &mut plan, &mut Vec::new()).await.expect("named");
+    documents.settle().await;
     let sizes = named.into_iter().map(|named| {
         let named = named?;
         assert_eq!(named.tier, Tier::Attested);

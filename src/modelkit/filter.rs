@@ -58,19 +58,18 @@ impl Filters {
     /// Whether an entry is wanted. Code and documents have no name, so only their path counts; where others have none,
     /// their name is empty.
     pub fn matches(&self, kind: Kind, name: Option<&str>, path: &str) -> bool {
-        let (wanted, has_name) = match kind {
-            Kind::Model | Kind::ModelPart => (Type::Model, true),
-            Kind::Dataset => (Type::Datasets, true),
-            Kind::Prompt => (Type::Prompts, true),
-            Kind::McpServer => (Type::McpServers, true),
-            Kind::Code => (Type::Code, false),
-            Kind::Docs => (Type::Docs, false),
-        };
+        let (wanted, has_name) = (type_of(kind), !matches!(kind, Kind::Code | Kind::Docs));
         let is_named = |names: &Vec<String>| {
             names.iter().any(|wanted| wanted == path || (has_name && wanted == name.unwrap_or_default()))
         };
         self.is_everything()
             || self.0.iter().any(|filter| filter.types.contains(&wanted) && filter.names.as_ref().is_none_or(is_named))
+    }
+
+    /// Whether all entries of a kind are wanted, whatever they are called.
+    pub fn wants_all(&self, kind: Kind) -> bool {
+        let wants = |filter: &Filter| filter.names.is_none() && filter.types.contains(&type_of(kind));
+        self.is_everything() || self.0.iter().any(wants)
     }
 
     /// What is wanted of a parent kit, which gives its model and no more. `None`: nothing, and it need not be read.
@@ -86,6 +85,17 @@ impl Filters {
             .map(|filter| model(filter.names.clone()))
             .collect();
         (!narrowed.is_empty()).then_some(Self(narrowed))
+    }
+}
+
+fn type_of(kind: Kind) -> Type {
+    match kind {
+        Kind::Model | Kind::ModelPart => Type::Model,
+        Kind::Dataset => Type::Datasets,
+        Kind::Prompt => Type::Prompts,
+        Kind::McpServer => Type::McpServers,
+        Kind::Code => Type::Code,
+        Kind::Docs => Type::Docs,
     }
 }
 
@@ -134,6 +144,14 @@ mod tests {
         assert!(!named.wants_kitfile());
         assert!(!filters(&["model: tiny"]).matches(Kind::Model, Some("tiny"), "m"));
         assert!(!filters(&["code:x"]).matches(Kind::Code, Some("x"), "src"));
+    }
+
+    #[test]
+    fn all_of_a_kind_is_wanted_where_no_name_is_given() {
+        assert!(filters(&[]).wants_all(Kind::Docs));
+        let some = filters(&["model,docs", "code:src"]);
+        assert!(some.wants_all(Kind::ModelPart) && some.wants_all(Kind::Docs));
+        assert!(!some.wants_all(Kind::Code) && !some.wants_all(Kind::Dataset));
     }
 
     #[test]

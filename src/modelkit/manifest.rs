@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 
 use super::error::ModelKitError;
 use super::index::{ImageIndex, Platform};
+use super::media_type::LayerType;
+use super::{Compression, Kind};
 use crate::digest::{Digest, Verified};
 
 /// The largest manifest or index: what registries accept.
@@ -146,6 +148,31 @@ struct RawDocument {
 
 pub(super) fn invalid(what: &'static str, why: impl Into<String>) -> ModelKitError {
     ModelKitError::Invalid { what, why: why.into() }
+}
+
+/// A layer that holds the files of a Kitfile entry, as far as its descriptor tells of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Content<'a> {
+    /// The descriptor.
+    pub descriptor: &'a Descriptor,
+    /// What sort of entry it belongs to.
+    pub kind: Kind,
+    /// Whether it is one file's bytes and not a tar.
+    pub is_raw: bool,
+    /// How it is compressed.
+    pub compression: Compression,
+}
+
+impl Manifest {
+    /// The layers that hold files, in their order.
+    pub fn contents(&self) -> impl Iterator<Item = Content<'_>> {
+        self.layers.iter().filter_map(|descriptor| match LayerType::of(descriptor) {
+            LayerType::Content { kind, raw, compression } => {
+                Some(Content { descriptor, kind, is_raw: raw, compression })
+            }
+            LayerType::Kitfile | LayerType::Config | LayerType::Unknown => None,
+        })
+    }
 }
 
 impl Document {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::clients::Clients;
 use super::reach::Reach;
 
 /// The settings of a connection, by kit's names. A source keeps a copy; nothing here changes later but what is known of
@@ -34,6 +35,8 @@ pub struct Connection {
     pub timeouts: Timeouts,
     /// Which hosts answer: shared by all sources that are opened with a clone of these settings.
     pub reach: Reach,
+    /// Their connections: shared in the same way, by those that reach hosts alike.
+    pub clients: Clients,
 }
 
 /// When a request is given up.
@@ -76,6 +79,7 @@ impl Default for Connection {
             user_agent: concat!("kitfs/", env!("CARGO_PKG_VERSION")).to_owned(),
             timeouts: Timeouts::default(),
             reach: Reach::default(),
+            clients: Clients::default(),
         }
     }
 }

@@ -13,6 +13,7 @@
 //!   registry/push, upload   writing; the body of a blob on its way, given up when it stalls
 //!   registry/referrers      who refers to a manifest: the API, or the tag that stands in for it
 //!   transport, body         one HTTP request with its redirects; an answer's bytes, counted and timed
+//!   clients                 which of them share connections
 //!   lookup                  host names, looked up where nobody is held by it
 //!   token, access,          tokens: one flight for all who need one, and for what
 //!     challenge
@@ -28,6 +29,7 @@ mod blobs;
 mod body;
 mod challenge;
 mod checked;
+mod clients;
 mod connection;
 mod credentials;
 mod files;
@@ -59,6 +61,7 @@ use crate::reference::Location;
 
 /// It bounds the answers of token servers too.
 pub use crate::modelkit::manifest::MAX_MANIFEST;
+pub use clients::Clients;
 pub use connection::{Connection, Timeouts, kit_home};
 pub use kit_storage::KitStorage;
 pub use layout::Layout;
@@ -88,6 +91,12 @@ pub trait Source: Send + Sync + fmt::Debug {
 
     /// The digest a tag points at now. One request; nothing is cached.
     async fn resolve(&self, tag: &str) -> Result<Digest, SourceError>;
+
+    /// The same for who wants what the tag points at too, which may come in the same answer. The digest is what the source
+    /// states; whether the bytes have it is for the caller to see.
+    async fn tagged(&self, tag: &str) -> Result<(Digest, Option<Unverified>), SourceError> {
+        Ok((self.resolve(tag).await?, None))
+    }
 
     /// The bytes of a manifest or image index, at most [`MAX_MANIFEST`].
     async fn manifest(&self, digest: &Digest) -> Result<Unverified, SourceError>;

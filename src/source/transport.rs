@@ -6,33 +6,24 @@
 //! - Nothing goes from https to plain http.
 //! - Only what reads follows a redirect: a write goes where it was sent, or nowhere.
 //! - A URL's query may be a signature: it is in no error and no log line.
-//!
-//! HTTP/1.1 only, and none of reqwest's decoding of bodies: ranges over several connections are faster so, and a
-//! decoded body would not be the bytes that were asked for.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode};
 use url::Url;
 
+use crate::source::clients::Client;
 use crate::source::connection::{Connection, Timeouts};
-use crate::source::lookup::Lookup;
 use crate::source::{SourceError, body};
 
 /// Registries need one or two; more is a loop.
 const MAX_REDIRECTS: usize = 5;
-/// Shorter than the idle timeout of usual servers (nginx: 75 s), so that no request goes out on a connection that the
-/// other side is closing.
-const POOL_IDLE: Duration = Duration::from_secs(50);
-
 /// The client of one source.
 #[derive(Clone)]
 pub(super) struct Transport {
-    client: reqwest::Client,
+    client: Arc<Client>,
     /// The source, as errors name it.
     pub(super) name: String,
     pub(super) timeouts: Timeouts,
@@ -69,12 +60,7 @@ pub(super) struct Answer {
 impl Transport {
     /// A client for the registry at `base`, which errors call `name`.
     pub(super) fn new(connection: &Connection, base: &Url, name: String) -> Result<Self, SourceError> {
-        let client = match build(connection, base, false) {
-            Ok(client) => client,
-            // A slim container has no certificate authorities. Plain HTTP needs none.
-            Err(_) if base.scheme() == "http" && connection.ca.is_none() => build(connection, base, true)?,
-            Err(error) => return Err(error),
-        };
+        let client = connection.clients.get(connection, base)?;
         Ok(Self { client, name, timeouts: connection.timeouts })
     }
 
@@ -100,6 +86,7 @@ impl Transport {
     async fn send_once(&self, call: &Call<'_>, url: &Url, same_origin: bool) -> Result<Response, SourceError> {
         let mut request = self
             .client
+            .to(url)?
             .request(call.method.clone(), url.clone())
             .headers(call.headers.clone())
             // A range of a compressed body is not a range of the blob.
@@ -126,9 +113,10 @@ impl Transport {
         authorization: Option<&HeaderValue>,
         length: u64,
         body: reqwest::Body,
-    ) -> impl Future<Output = Result<Response, reqwest::Error>> + use<> {
+    ) -> Result<impl Future<Output = Result<Response, reqwest::Error>> + use<>, SourceError> {
         let mut request = self
             .client
+            .to(url)?
             .put(url.clone())
             .header(CONTENT_LENGTH, length)
             .header(CONTENT_TYPE, "application/octet-stream")
@@ -136,7 +124,7 @@ impl Transport {
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        request.send()
+        Ok(request.send())
     }
 
     /// A whole answer of at most `cap` bytes, counted while it is read.
@@ -227,73 +215,6 @@ pub(super) fn broken(source_name: &str, host: &str, error: reqwest::Error) -> So
     SourceError::Transport { source_name: source_name.to_owned(), what, cause: Some(Arc::new(error)) }
 }
 
-fn build(connection: &Connection, base: &Url, without_authorities: bool) -> Result<reqwest::Client, SourceError> {
-    let mut builder = reqwest::Client::builder()
-        .http1_only()
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .referer(false)
-        .connect_timeout(connection.timeouts.connect)
-        .dns_resolver(Arc::new(Lookup))
-        .pool_idle_timeout(POOL_IDLE)
-        .user_agent(&connection.user_agent)
-        .tls_danger_accept_invalid_certs(!connection.tls_verify);
-    if without_authorities {
-        builder = builder.tls_certs_only([]);
-    }
-    if let Some(path) = &connection.ca {
-        let certificates = reqwest::Certificate::from_pem_bundle(&read_pem("--ca", path)?)
-            .map_err(|error| setup(format!("--ca {}: not a PEM certificate", path.display()), error))?;
-        if certificates.is_empty() {
-            let what = format!("--ca {}: no certificate in it; expected PEM", path.display());
-            return Err(SourceError::Setup { what, cause: None });
-        }
-        builder = builder.tls_certs_merge(certificates);
-    }
-    match (&connection.cert, &connection.key) {
-        (Some(cert), Some(key)) => {
-            let mut pem = read_pem("--cert", cert)?;
-            pem.push(b'\n');
-            pem.extend(read_pem("--key", key)?);
-            let identity = reqwest::Identity::from_pem(&pem).map_err(|error| {
-                let what =
-                    format!("--cert {} and --key {}: not a PEM certificate and key", cert.display(), key.display());
-                setup(what, error)
-            })?;
-            builder = builder.identity(identity);
-        }
-        (None, None) => {}
-        (Some(_), None) | (None, Some(_)) => {
-            let what = "a client certificate needs both --cert and --key".to_owned();
-            return Err(SourceError::Setup { what, cause: None });
-        }
-    }
-    match &connection.proxy {
-        Some(proxy) => {
-            // The URL may hold a password, so it is not repeated.
-            let proxy = reqwest::Proxy::all(proxy).map_err(|error| {
-                setup("--proxy is not a URL; expected http://host:port or https://host:port".to_owned(), error)
-            })?;
-            builder = builder.proxy(proxy);
-        }
-        // As kit (Go) does: the environment's proxy can't reach this machine's loopback.
-        None if is_loopback(base) => builder = builder.no_proxy(),
-        None => {}
-    }
-    builder.build().map_err(|error| setup("the HTTP client can't be set up".to_owned(), error))
-}
-
-fn read_pem(flag: &str, path: &Path) -> Result<Vec<u8>, SourceError> {
-    std::fs::read(path).map_err(|error| SourceError::Setup {
-        what: format!("{flag} {} can't be read", path.display()),
-        cause: Some(Arc::new(error)),
-    })
-}
-
-fn setup(what: String, error: reqwest::Error) -> SourceError {
-    SourceError::Setup { what, cause: Some(Arc::new(error.without_url())) }
-}
-
 /// Whether a URL's host is this machine.
 pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
@@ -373,20 +294,5 @@ mod tests {
         ] {
             assert_eq!(is_loopback(&Url::parse(url).expect("valid")), loopback, "{url}");
         }
-    }
-
-    #[test]
-    fn settings_that_cannot_be_used_are_named() {
-        let base = Url::parse("https://registry.example.com").expect("valid");
-        let refusal = |connection: &Connection| {
-            Transport::new(connection, &base, "r".to_owned()).err().expect("must be refused").to_string()
-        };
-        let missing = Connection { ca: Some("/nonexistent/ca.pem".into()), ..Connection::default() };
-        assert!(refusal(&missing).contains("--ca /nonexistent/ca.pem can't be read"));
-        let half = Connection { cert: Some("/x".into()), ..Connection::default() };
-        assert!(refusal(&half).contains("needs both --cert and --key"));
-        let proxy = Connection { proxy: Some("http://me:hunter2@:bad".into()), ..Connection::default() };
-        let text = refusal(&proxy);
-        assert!(text.contains("--proxy is not a URL") && !text.contains("hunter2"), "{text}");
     }
 }

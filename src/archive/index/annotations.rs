@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 
 use super::layout::{DIGEST_LEN, HEADER_LEN, RECORD_LEN};
-use super::{MAX_HEAD, MAX_INDEX};
+use super::{LayerFormat, MAX_HEAD, MAX_INDEX};
 use crate::archive::inflate;
 use crate::digest::Digest;
-use crate::modelkit::{Compression, Format, Layer};
+use crate::modelkit::{Compression, Layer};
 use crate::object::CHUNK_SIZE;
 
 /// The media type of an index, and the artifact type of the referrer that keeps indexes beside a kit.
@@ -106,16 +106,28 @@ impl Pin {
     /// Whether the index of a layer can have these sizes. `max_inflated` as in [`Head::parse`](super::Head::parse). It bounds
     /// what a mount fetches by what the kit's layers are said to have, whoever vouches for the index.
     pub fn fits(&self, layer: &Layer, max_inflated: Option<u64>) -> bool {
-        let inflated = match layer.compression {
-            Compression::None => layer.size,
-            Compression::Gzip | Compression::Zstd => inflate::can_inflate(layer.compression, layer.size)
-                .min(max_inflated.unwrap_or_else(|| inflate::max_inflated(layer.size))),
+        self.fits_one_of(layer.size, LayerFormat::from(&layer.format), layer.compression, max_inflated)
+    }
+
+    /// The same for a layer of this size and kind.
+    pub fn fits_one_of(
+        &self,
+        size: u64,
+        format: LayerFormat,
+        compression: Compression,
+        max_inflated: Option<u64>,
+    ) -> bool {
+        let inflated = match compression {
+            Compression::None => size,
+            Compression::Gzip | Compression::Zstd => {
+                inflate::can_inflate(compression, size).min(max_inflated.unwrap_or_else(|| inflate::max_inflated(size)))
+            }
         };
-        let entries = match layer.format {
-            Format::Raw { .. } => RECORD_LEN as u64,
+        let entries = match format {
+            LayerFormat::Raw => RECORD_LEN as u64,
             // A tar's header takes 512 bytes and holds up to 256 of a path and 100 of a link's target. With the record's 76
             // that is less; and longer names stand in the tar as well, behind a header of their own.
-            Format::Tar => inflated,
+            LayerFormat::Tar => inflated,
         };
         // A file has a list if it is longer than a chunk, so that it has less than two chunks a MiB.
         let chunks = inflated.saturating_mul(2) / u64::from(CHUNK_SIZE);
@@ -170,7 +182,7 @@ fn decimal(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::archive::testing::{Tar, index_of};
-    use crate::modelkit::Kind;
+    use crate::modelkit::{Format, Kind};
     use crate::path::TreePath;
 
     fn layer() -> Layer {

@@ -184,11 +184,23 @@ impl Registry {
         url
     }
 
-    async fn get_manifest(&self, reference: &str, what: &str) -> Result<Vec<u8>, SourceError> {
+    /// A manifest, and the digest that a header tells.
+    async fn get_manifest(&self, reference: &str, what: &str) -> Result<(Option<Digest>, Vec<u8>), SourceError> {
         let url = self.url("manifests", reference);
         let ask = Ask::read(Method::GET, &url, manifest_headers());
         let answer = self.expect(self.ask(&ask).await?, &[StatusCode::OK], what)?;
-        self.transport.read_small(answer.response, MAX_MANIFEST).await
+        let stated = stated_digest(answer.response.headers());
+        Ok((stated, self.transport.read_small(answer.response, MAX_MANIFEST).await?))
+    }
+
+    /// What errors call a tag; one that is none is in no repository, and leads to no request.
+    fn tag_name(&self, tag: &str) -> Result<String, SourceError> {
+        let what = format!("tag {tag:?}");
+        if is_tag(tag) {
+            return Ok(what);
+        }
+        let what = format!("{what} (a tag is at most {MAX_TAG} of A-Z a-z 0-9 _ . -, not first . or -)");
+        Err(SourceError::NotFound { what, source_name: self.name.clone() })
     }
 
     fn remembered(&self) -> MutexGuard<'_, HashMap<Digest, Url>> {
@@ -261,19 +273,14 @@ impl Source for Registry {
     }
 
     async fn resolve(&self, tag: &str) -> Result<Digest, SourceError> {
-        let what = format!("tag {tag:?}");
-        if !is_tag(tag) {
-            let what = format!("{what} (a tag is at most {MAX_TAG} of A-Z a-z 0-9 _ . -, not first . or -)");
-            return Err(SourceError::NotFound { what, source_name: self.name.clone() });
-        }
+        let what = self.tag_name(tag)?;
         let url = self.url("manifests", tag);
         let ask = Ask::read(Method::HEAD, &url, manifest_headers());
         let answer = self.ask(&ask).await?;
         let digest = match answer.response.status() {
             StatusCode::OK => {
                 self.check_is_no_page(&answer.response)?;
-                let header = answer.response.headers().get("docker-content-digest");
-                header.and_then(|value| value.to_str().ok()?.parse().ok())
+                stated_digest(answer.response.headers())
             }
             StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => None,
             _ => return Err(self.status_error(&answer, &what)),
@@ -281,17 +288,26 @@ impl Source for Registry {
         match digest {
             // It proves nothing, and need not: the manifest is fetched by this digest and hashed.
             Some(digest) => Ok(digest),
-            None => {
-                let bytes = self.get_manifest(tag, &what).await?;
-                // Whatever came would be right by its own digest.
-                let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok();
-                if is_json { Ok(Digest::of(&bytes)) } else { Err(self.stranger(&url)) }
-            }
+            None => Ok(self.tagged(tag).await?.0),
         }
     }
 
+    async fn tagged(&self, tag: &str) -> Result<(Digest, Option<Unverified>), SourceError> {
+        let what = self.tag_name(tag)?;
+        let (stated, bytes) = self.get_manifest(tag, &what).await?;
+        let digest = match stated {
+            Some(digest) => digest,
+            // Whatever came would be right by its own digest.
+            None if serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_err() => {
+                return Err(self.stranger(&self.base));
+            }
+            None => Digest::of(&bytes),
+        };
+        Ok((digest, Some(Unverified::new(bytes))))
+    }
+
     async fn manifest(&self, digest: &Digest) -> Result<Unverified, SourceError> {
-        let bytes = self.get_manifest(&digest.to_string(), &format!("manifest {digest}")).await?;
+        let (_, bytes) = self.get_manifest(&digest.to_string(), &format!("manifest {digest}")).await?;
         Ok(Unverified::new(bytes))
     }
 
@@ -376,6 +392,11 @@ pub(super) fn status_error(source_name: &str, response: &Response, what: &str, h
         }
         status => SourceError::Protocol { source_name, what: format!("unexpected status {status} for {what}") },
     }
+}
+
+/// The digest that an answer states of a manifest. It proves nothing.
+fn stated_digest(headers: &HeaderMap) -> Option<Digest> {
+    headers.get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
 /// Whether an answer is for people to look at.

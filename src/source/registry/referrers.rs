@@ -101,7 +101,7 @@ impl Registry {
         let tag = referrers_tag(subject);
         let what = format!("tag {tag:?}");
         let bytes = match self.get_manifest(&tag, &what).await {
-            Ok(bytes) => Some(bytes),
+            Ok((_, bytes)) => Some(bytes),
             Err(SourceError::NotFound { .. }) => None,
             Err(error) => return Err(error),
         };

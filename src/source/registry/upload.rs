@@ -40,8 +40,9 @@ pub(super) async fn put(
         Sending::next,
     ));
     let host = authority(url);
+    let sending = transport.put_stream(url, authorization, blob.size, body)?;
     let outcome = tokio::select! {
-        outcome = transport.put_stream(url, authorization, blob.size, body) => outcome,
+        outcome = sending => outcome,
         () = meter.patience_ends(stall, settling) => {
             let sent = meter.state().sent;
             let what = format!("{host} stalled: it took {sent} of {} bytes of blob {}", blob.size, blob.digest);
