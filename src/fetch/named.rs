@@ -180,11 +180,29 @@ impl Ask<'_> {
     async fn fetch(&self, transfer: Transfer, len: u64, digest: Digest) -> Result<Verified, FetchError> {
         let verified = if len <= HELD {
             let bytes = Unverified::new(transfer.head(len).await?);
-            self.context.blocking(&self.to_string(), move |cache| Ok(verify_and_keep(cache, bytes, &digest))).await?
+            let verified = self.off_thread(move || bytes.verify(&digest)).await?;
+            if let Ok(verified) = &verified {
+                self.keep(digest, verified).await;
+            }
+            verified
         } else {
             self.fetch_to_disk(&transfer, len, digest).await?
         };
         verified.map_err(|cause| self.bad(&transfer.source.name(), BadIndex::False(cause)))
+    }
+
+    /// Keeps what was proved. A cache that can't grow is no reason to do without it now. A mount, which asks for the heads of
+    /// all layers at once, does not wait for the disk: what is lost with the process is fetched again.
+    async fn keep(&self, digest: Digest, verified: &Verified) {
+        let (cache, verified) = (self.context.cache.clone(), verified.clone());
+        let keeping = tokio::task::spawn_blocking(move || {
+            cache.keep_blob(&digest, &verified).unwrap_or_else(|error| {
+                error.unless_full(|error| tracing::warn!(%error, "not kept in the cache"));
+            });
+        });
+        if self.persistence == Persistence::UntilDeadline && keeping.await.is_err() {
+            tracing::warn!(%digest, "not kept in the cache");
+        }
     }
 
     async fn fetch_to_disk(
@@ -284,14 +302,4 @@ fn joined(pieces: &[Unverified]) -> Bytes {
             all.into()
         }
     }
-}
-
-/// A cache that can't grow is no reason to do without it now. What it keeps is mapped if it is long, and takes no memory of
-/// ours for as long as the mount lives.
-fn verify_and_keep(cache: &Cache, bytes: Unverified, digest: &Digest) -> Result<Verified, Mismatch> {
-    let verified = bytes.verify(digest)?;
-    cache.keep_blob(digest, &verified).unwrap_or_else(|error| {
-        error.unless_full(|error| tracing::warn!(%error, "not kept in the cache"));
-    });
-    Ok(cache.blob(digest).ok().flatten().unwrap_or(verified))
 }
