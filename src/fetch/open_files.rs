@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -16,8 +17,14 @@ use crate::cache::{Cache, Partial};
 use crate::object::{ChunkList, ObjectDigest};
 
 /// So many files may wait to be made durable, each with its descriptor, before those who would add to them wait as well;
-/// and so many may be filled that nobody asked for. Fewer where the process may open few: see [`share`].
-const WAITING: usize = 1024;
+/// and so many may be filled that nobody asked for. Fewer where the process may open few: see [`share`]. Enough for small
+/// files to come at the rate of the wire while a sync of the disk takes its time; each takes about a kilobyte.
+const WAITING: usize = 4096;
+/// A sync makes all files durable that have become complete before it, and the whole disk waits for it. So it comes when
+/// for so long no further file has become complete,
+const QUIET: Duration = Duration::from_millis(25);
+/// or half as many wait as may, or the first has waited for so long.
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// What of the descriptors that this process may open goes to one use of many; at most `most`. An eighth: there are the
 /// two uses here, the files at hand in `fs`, sockets, and what is opened for a moment.
@@ -131,7 +138,7 @@ impl OpenFiles {
         drop(complete);
         let (committing, cache) = (Committing(self.clone()), cache.clone());
         tokio::task::spawn_blocking(move || {
-            while let Some(group) = committing.next_group() {
+            while let Some(group) = committing.gathered_group() {
                 let partials: Vec<&Partial> = group.iter().map(|file| file.partial()).collect();
                 for error in cache.commit(&partials) {
                     error.unless_full(|error| {
@@ -148,6 +155,19 @@ impl OpenFiles {
 struct Committing(Arc<OpenFiles>);
 
 impl Committing {
+    /// Those that are worth a sync.
+    fn gathered_group(&self) -> Option<Vec<Arc<Chunked>>> {
+        let (began, mut before) = (Instant::now(), 0);
+        loop {
+            let count = self.0.complete().waiting.len();
+            if count == before || count * 2 >= self.0.most || began.elapsed() >= LONGEST {
+                return self.next_group();
+            }
+            before = count;
+            std::thread::sleep(QUIET);
+        }
+    }
+
     /// Those that have become complete meanwhile.
     fn next_group(&self) -> Option<Vec<Arc<Chunked>>> {
         let mut complete = self.0.complete();

@@ -71,20 +71,22 @@ impl Queue {
         self.pending().bytes
     }
 
-    /// What the next request gets of what somebody waits for; and whether there is more of it.
+    /// What the next request gets of what somebody waits for, and a little of what lies behind it; and whether there is more
+    /// of it.
     pub fn next_pressing(&self) -> (Vec<Want>, bool) {
-        self.next(REQUEST, Waiting::is_pressing)
+        self.next(Waiting::is_pressing, SHORT)
     }
 
-    /// What the next of so many requests gets; and whether there is more.
-    pub fn next_of(&self, requests: usize) -> (Vec<Want>, bool) {
-        let share = self.bytes() / requests.max(1) as u64;
-        self.next(share.clamp(SHORT, REQUEST), |_| true)
+    /// What the next of so many requests gets, of what somebody waits for and of what lies behind it, or of all; and
+    /// whether there is more.
+    pub fn next_of(&self, is_pressing: bool, requests: usize) -> (Vec<Want>, bool) {
+        let share = (self.bytes() / requests.max(1) as u64).clamp(SHORT, REQUEST);
+        self.next(|waiting| !is_pressing || waiting.is_pressing(), share)
     }
 
     /// Begins with the one of `these` that has waited longest, first among those that somebody waits for, and goes on
-    /// with those behind it.
-    fn next(&self, most: u64, these: impl Fn(&Waiting) -> bool) -> (Vec<Want>, bool) {
+    /// with those behind it: with others as far as `most`.
+    fn next(&self, these: impl Fn(&Waiting) -> bool, most: u64) -> (Vec<Want>, bool) {
         let mut pending = self.pending();
         let order = |((_, came), waiting): &(&(u64, u64), &Waiting)| (!waiting.is_pressing(), *came);
         let first = pending.wants.iter().filter(|(_, waiting)| these(waiting)).min_by_key(order);
@@ -94,9 +96,11 @@ impl Queue {
             pending.bytes -= want.bytes();
             let span = wants.first().map_or(want.at.start, |first| first.at.start)..want.at.end;
             wants.push(want);
-            let next = pending.wants.range((span.end, 0)..).next().filter(|(_, waiting)| these(waiting));
-            let next = next.filter(|(_, next)| joins(&span, &next.want.at) && next.want.at.end - span.start <= most);
-            let Some((next, _)) = next else { break };
+            let Some((next, waiting)) = pending.wants.range((span.end, 0)..).next() else { break };
+            let is_within = waiting.want.at.end - span.start <= most || waiting.is_pressing();
+            if !joins(&span, &waiting.want.at) || !is_within {
+                break;
+            }
             key = *next;
         }
         let more = pending.wants.values().any(these);
@@ -182,7 +186,7 @@ mod tests {
         queue.put(wants(&file, 60..62), true);
         assert_eq!(chunks(&queue.next_pressing()), (vec![60, 61], false));
         assert_eq!(chunks(&queue.next_pressing()), (vec![], false));
-        assert_eq!(chunks(&queue.next_of(1)), ((10..26).collect(), true), "16 MiB");
+        assert_eq!(chunks(&queue.next_of(false, 1)), ((10..26).collect(), true), "16 MiB");
         let (none, wait) = claim(&file, 30);
         assert!(none.is_none() && matches!(wait, Wait::Coming(_)) && queue.holds(30 * MIB));
         assert_eq!(
@@ -192,9 +196,13 @@ mod tests {
         );
         assert!(!queue.holds(30 * MIB));
         drop(wait);
-        assert_eq!(chunks(&queue.next_of(4)), ((26..30).collect(), true), "not over what is fetched already");
-        assert_eq!(chunks(&queue.next_of(2)), ((31..35).collect(), true), "cut, so that there is one for each place");
-        assert_eq!(chunks(&queue.next_of(1)), ((35..40).collect(), false));
+        assert_eq!(chunks(&queue.next_of(false, 4)), ((26..30).collect(), true), "not over what is fetched already");
+        assert_eq!(
+            chunks(&queue.next_of(false, 2)),
+            ((34..38).collect(), true),
+            "cut, so that there is one for each place"
+        );
+        assert_eq!(chunks(&queue.next_of(false, 1)), ((38..40).collect(), false));
         assert_eq!(queue.bytes(), 0);
     }
 
@@ -211,8 +219,8 @@ mod tests {
         assert!(claim(&file, 10).0.is_some() && claim(&file, 12).0.is_none());
         let mut empty = std::pin::pin!(queue.until_empty());
         assert!(futures_util::poll!(empty.as_mut()).is_pending());
-        assert_eq!(chunks(&queue.next_of(1)), (vec![12], true));
-        assert_eq!(chunks(&queue.next_of(1)), (vec![50], false));
+        assert_eq!(chunks(&queue.next_of(false, 1)), (vec![12], true));
+        assert_eq!(chunks(&queue.next_of(false, 1)), (vec![50], false));
         empty.await;
         drop(wait);
     }

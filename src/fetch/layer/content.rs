@@ -74,6 +74,7 @@ impl LayerFetch {
             Err(Failed::Elsewhere(_)) => self.try_read(row, file, &range).await,
             outcome => outcome,
         };
+        self.finish_if_mostly_here(row, file);
         // It may have been found false meanwhile.
         self.check_poison()?;
         pieces.map_err(|failed| match failed {
@@ -119,7 +120,6 @@ impl LayerFetch {
         let ahead: Vec<Want> = chunks.clone().filter_map(|chunk| claim(chunk).0).collect();
         file.streams().asked(chunks);
         self.get(row, wants, ahead);
-        self.finish_if_mostly_here(row, file);
         if let Some(cached) = file.cached(range) {
             return Ok(vec![Piece::File(cached)]);
         }
@@ -223,6 +223,9 @@ impl LayerFetch {
 
     /// Opens the content of a row that is known, for all who ask at once. `None` where it comes with the whole layer.
     pub(super) async fn open(self: &Arc<Self>, known: &Known, row: usize) -> Result<Option<Content>, FetchError> {
+        if let Some(file) = self.opened(known.head(), row).filter(|_| !self.is_only_whole()) {
+            return Ok(Some(Content::Chunked(file)));
+        }
         if let Some(object) = self.object(known.head(), row).await? {
             return Ok(Some(Content::Object(object)));
         }
@@ -248,14 +251,11 @@ impl LayerFetch {
 
     async fn open_chunked(self: &Arc<Self>, known: &Known, row: usize) -> Result<Content, FetchError> {
         let lost = || FetchError::Lost { what: format!("a file of {}", self.what()) };
-        let found = known.head().row(row).ok_or_else(lost)?;
-        let (object, size) = (found.object().ok_or_else(lost)?, found.size());
-        // The object digest covers the size: where they differ, the row's list can't be right, and will be refused.
-        if let Some(file) = self.context.files.get(&object)
-            && file.list().size() == size
-        {
+        if let Some(file) = self.opened(known.head(), row) {
             return Ok(Content::Chunked(file));
         }
+        let found = known.head().row(row).ok_or_else(lost)?;
+        let (object, size) = (found.object().ok_or_else(lost)?, found.size());
         let list = match known {
             Known::Derived(index) => owned_list(index, row).ok_or_else(lost)?,
             Known::Named(head, named) => match found.chunks().ok_or_else(lost)? {
@@ -283,6 +283,13 @@ impl LayerFetch {
             Some(object) => Content::Object(object),
             None => Content::Chunked(file),
         })
+    }
+
+    /// The file of a row, if somebody is filling it.
+    fn opened(&self, head: &Head, row: usize) -> Option<Arc<Chunked>> {
+        let row = head.row(row)?;
+        // The object digest covers the size: where they differ, the row's list can't be right, and will be refused.
+        self.context.files.get(&row.object()?).filter(|file| file.list().size() == row.size())
     }
 
     /// Remembers that a layer can only be had whole.

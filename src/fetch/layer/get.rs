@@ -24,6 +24,13 @@ const WAITING: u64 = 2 * WIDEST * CHUNK_SIZE as u64;
 /// The right to make one request, and what is held beside it.
 pub(super) struct Place([Option<OwnedSemaphorePermit>; 3]);
 
+impl Place {
+    /// Whether it is the one that what nobody waits for does not take.
+    fn is_last(&self) -> bool {
+        self.0[1].is_none()
+    }
+}
+
 impl LayerFetch {
     /// How many chunks may be read ahead of a reader: few, where others have asked for much. They cost no memory, as each
     /// is written as soon as it is here.
@@ -64,10 +71,12 @@ impl LayerFetch {
     pub(super) fn serve(self: &Arc<Self>, pace: Pace) {
         let this = self.clone();
         tokio::spawn(async move {
-            let Ok(_place) = this.place_for_readers(pace).await else { return };
-            let (wants, more) = match pace {
-                Pace::Now => this.queue.next_pressing(),
-                Pace::Ahead => this.queue.next_of(this.ahead.available_permits() + 1),
+            let Ok(place) = this.place_for_readers(pace).await else { return };
+            // What somebody waits for takes along what lies behind it, as much as it would be if it were read ahead, or little:
+            // the last place is soon free again.
+            let (wants, more) = match place.is_last() {
+                false => this.queue.next_of(pace == Pace::Now, this.ahead.available_permits() + 1),
+                true => this.queue.next_pressing(),
             };
             if wants.is_empty() {
                 return;
@@ -95,7 +104,7 @@ impl LayerFetch {
     async fn place_for_readers(&self, pace: Pace) -> Result<Place, FetchError> {
         let ahead = match pace {
             Pace::Ahead => Some(self.permit(&self.ahead).await?),
-            Pace::Now => None,
+            Pace::Now => self.ahead.clone().try_acquire_owned().ok(),
         };
         Ok(Place([None, ahead, Some(self.permit(&self.permits).await?)]))
     }

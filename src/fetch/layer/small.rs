@@ -158,14 +158,11 @@ impl LayerFetch {
     fn neighbour(&self, head: &Head, row: u32, place: &Range<u64>) -> Neighbour {
         let list = head.row(row as usize).and_then(|row| row.chunks());
         let Some(Chunks::Here(list)) = list else { return Neighbour::Here };
-        let is_here = || self.context.cache.has_object(&list.object(), list.size());
-        if is_here() {
-            return Neighbour::Here;
-        }
         let Some(right) = self.context.files.neighbour() else { return Neighbour::NoRight };
+        // First the file, then the look for the object: a file that is committed in between is either still this one or
+        // seen there.
         let file = self.context.files.get_or_open(&self.context.cache, list.to_owned());
-        // Once more: a file that is committed in between is either still this one or seen here.
-        if is_here() {
+        if self.context.cache.has_object(&list.object(), list.size()) {
             return Neighbour::Here;
         }
         let Some(claim) = file.claim(0, &self.progress).0 else { return Neighbour::Here };
