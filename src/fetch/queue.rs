@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use super::chunks::Chunked;
 use super::requests::{REQUEST, Want, joins};
+use crate::object::CHUNK_SIZE;
 
 /// The shortest request that a longer piece is cut into, where several places are free: from here on registries are fast.
 pub const SHORT: u64 = 4 << 20;
@@ -77,10 +78,13 @@ impl Queue {
         self.next(Waiting::is_pressing, SHORT)
     }
 
-    /// What the next of so many requests gets, of what somebody waits for and of what lies behind it, or of all; and
-    /// whether there is more.
+    /// What the next of so many requests gets, or of as many as it takes: of what somebody waits for and of what lies behind
+    /// it, or of all; and whether there is more.
     pub fn next_of(&self, is_pressing: bool, requests: usize) -> (Vec<Want>, bool) {
-        let share = (self.bytes() / requests.max(1) as u64).clamp(SHORT, REQUEST);
+        let bytes = self.bytes();
+        // A chunk more, so that the last one does not get what the others leave of their shares.
+        let share = bytes / bytes.div_ceil(REQUEST).max(requests as u64).max(1) + u64::from(CHUNK_SIZE);
+        let share = share.clamp(SHORT, REQUEST);
         self.next(|waiting| !is_pressing || waiting.is_pressing(), share)
     }
 

@@ -10,7 +10,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::chunks::{Accepted, Chunked, Claim};
@@ -61,10 +60,6 @@ pub struct Supply {
     pub context: Context,
     /// The sources that may be tried, best first.
     pub transfers: Vec<Transfer>,
-    /// Requests in flight for the layer.
-    pub permits: Arc<Semaphore>,
-    /// Those of them that nobody waits for yet; `None` where somebody does.
-    pub ahead: Option<Arc<Semaphore>>,
 }
 
 /// Why a chunk was not had.
@@ -76,22 +71,12 @@ enum Miss {
 }
 
 impl Supply {
-    /// Gets all of `wants`, which are sorted by their places. Whoever waits for one of them is told. Returns the files
-    /// that became complete.
+    /// Gets all of `wants`, which are sorted by their places and lie together: where the disk has some of them after all,
+    /// by several requests, one after the other. Whoever waits for one of them is told. Returns the files that became
+    /// complete.
     pub async fn get(self, wants: Vec<Want>) -> Vec<Arc<Chunked>> {
         let (wants, mut complete) = on_disk(wants).await;
-        let mut requests = JoinSet::new();
-        for wants in joined(wants) {
-            let supply = self.clone();
-            requests.spawn(async move { supply.request(wants).await });
-        }
-        while let Some(ended) = requests.join_next().await {
-            complete.extend(ended.unwrap_or_else(|panic| {
-                // The claims went with it, which told those who wait.
-                tracing::error!(%panic, "chunks were lost");
-                Vec::new()
-            }));
-        }
+        complete.extend(self.request(wants).await);
         for file in &complete {
             self.context.files.commit(&self.context.cache, file.clone());
         }
@@ -100,12 +85,9 @@ impl Supply {
 
     /// Gets neighbours, from one source after the other.
     async fn request(&self, wants: Vec<Want>) -> Vec<Arc<Chunked>> {
-        // Closed never; should it be, the claims are dropped, which tells those who wait.
-        let _ahead = match &self.ahead {
-            Some(permits) => permits.acquire().await.ok(),
-            None => None,
-        };
-        let Ok(_permit) = self.permits.acquire().await else { return Vec::new() };
+        if wants.is_empty() {
+            return Vec::new();
+        }
         let place = self.context.memory.chunks().place().await;
         let mut complete = Vec::new();
         let mut missed: Vec<(Want, Option<Miss>)> = wants.into_iter().map(|want| (want, None)).collect();

@@ -75,6 +75,7 @@ impl Fs {
         layer.check_poison()?;
         // From here on nothing fails: what was counted is released.
         let found = self.at_hand.opened(at);
+        layer.note_opened(row);
         if self.context.verify == Verify::Stream && layer.tier() == Tier::Provisional {
             if !found.is_at_hand {
                 layer.prepare(row);

@@ -223,8 +223,8 @@ impl LayerFetch {
         let mut outcome = Ok(());
         while outcome.is_ok() {
             self.context.files.until_room().await;
-            let places = tokio::select! {
-                places = self.place(pace) => places?,
+            let place = tokio::select! {
+                place = self.place(pace) => place,
                 Some(ended) = groups.next() => {
                     outcome = ended.unwrap_or_else(|_| Err(self.lost()));
                     continue;
@@ -236,12 +236,12 @@ impl LayerFetch {
                 Next::Parts(parts) => {
                     let (this, work) = (self.clone(), work.clone());
                     groups.push(tokio::spawn(async move {
-                        let _places = places;
+                        let _place = place;
                         this.get_parts(&parts, &work).await
                     }));
                 }
                 Next::NoRight => {
-                    drop(places);
+                    drop(place);
                     // Files are closed as soon as the disk has them.
                     planner.take_right(self.context.files.next_neighbour().await);
                 }

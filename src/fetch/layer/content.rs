@@ -38,7 +38,6 @@ impl LayerFetch {
     pub async fn content(self: &Arc<Self>, row: usize, end: u64) -> Result<RowContent, FetchError> {
         self.check_poison()?;
         if let Some(known) = self.look_for_index().await? {
-            self.note_small(&known, row);
             match self.open(&known, row).await {
                 Ok(Some(content)) => return Ok(RowContent::Verified(content)),
                 // Its content comes whole, and that of an earlier fill was evicted or damaged.
@@ -286,7 +285,7 @@ impl LayerFetch {
     }
 
     /// The file of a row, if somebody is filling it.
-    fn opened(&self, head: &Head, row: usize) -> Option<Arc<Chunked>> {
+    pub(super) fn opened(&self, head: &Head, row: usize) -> Option<Arc<Chunked>> {
         let row = head.row(row)?;
         // The object digest covers the size: where they differ, the row's list can't be right, and will be refused.
         self.context.files.get(&row.object()?).filter(|file| file.list().size() == row.size())

@@ -5,11 +5,10 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use super::LayerFetch;
 use super::complete::Pace;
-use crate::fetch::FetchError;
 use crate::fetch::ahead::WIDEST;
 use crate::fetch::chunks::Chunked;
 use crate::fetch::queue::SHORT;
@@ -21,13 +20,49 @@ use crate::object::CHUNK_SIZE;
 /// two of the widest.
 const WAITING: u64 = 2 * WIDEST * CHUNK_SIZE as u64;
 
-/// The right to make one request, and what is held beside it.
-pub(super) struct Place([Option<OwnedSemaphorePermit>; 3]);
+/// Requests that a layer may have in flight: as many as the limits say.
+#[derive(Debug)]
+pub(super) struct Places {
+    /// For any.
+    long: Arc<Semaphore>,
+    /// One, for short requests that somebody waits for; none where there is one place in all.
+    short: Arc<Semaphore>,
+    /// Those of the long ones for what no reader is expected at.
+    background: Arc<Semaphore>,
+}
 
-impl Place {
-    /// Whether it is the one that what nobody waits for does not take.
-    fn is_last(&self) -> bool {
-        self.0[1].is_none()
+/// The right to make one request.
+pub(super) struct Place {
+    is_short: bool,
+    /// The place, and the right to take it.
+    _held: (Result<OwnedSemaphorePermit, AcquireError>, Option<OwnedSemaphorePermit>),
+}
+
+impl Places {
+    pub(super) fn new(requests: usize) -> Self {
+        let [long, short, background] =
+            [requests.saturating_sub(1).max(1), usize::from(requests > 1), (requests / 2).max(1)]
+                .map(|places| Arc::new(Semaphore::new(places)));
+        Self { long, short, background }
+    }
+
+    /// A place as soon as there is one. Which of those who wait gets it does not matter: whoever does takes what is most
+    /// urgent.
+    async fn next(&self, pace: Pace) -> Place {
+        // Never closed.
+        let long = self.long.clone().acquire_owned();
+        let short = async {
+            match pace {
+                Pace::Now => self.short.clone().acquire_owned().await,
+                Pace::Ahead => std::future::pending().await,
+            }
+        };
+        let (held, is_short) = tokio::select! {
+            biased;
+            long = long => (long, false),
+            short = short => (short, true),
+        };
+        Place { is_short, _held: (held, None) }
     }
 }
 
@@ -71,11 +106,11 @@ impl LayerFetch {
     pub(super) fn serve(self: &Arc<Self>, pace: Pace) {
         let this = self.clone();
         tokio::spawn(async move {
-            let Ok(place) = this.place_for_readers(pace).await else { return };
-            // What somebody waits for takes along what lies behind it, as much as it would be if it were read ahead, or little:
-            // the last place is soon free again.
-            let (wants, more) = match place.is_last() {
-                false => this.queue.next_of(pace == Pace::Now, this.ahead.available_permits() + 1),
+            let place = this.places.next(pace).await;
+            // What somebody waits for takes along what lies behind it: as much as would be read ahead, or little, so that the
+            // last place is soon free again.
+            let (wants, more) = match place.is_short {
+                false => this.queue.next_of(pace == Pace::Now, this.places.long.available_permits() + 1),
                 true => this.queue.next_pressing(),
             };
             if wants.is_empty() {
@@ -95,36 +130,18 @@ impl LayerFetch {
         Supply {
             context: self.context.clone(),
             transfers: self.transfers().into_iter().map(|(_, transfer)| transfer).collect(),
-            // The place for one request is held already: where there are several after all, they take turns.
-            permits: Arc::new(Semaphore::new(1)),
-            ahead: None,
         }
     }
 
-    async fn place_for_readers(&self, pace: Pace) -> Result<Place, FetchError> {
-        let ahead = match pace {
-            Pace::Ahead => Some(self.permit(&self.ahead).await?),
-            Pace::Now => self.ahead.clone().try_acquire_owned().ok(),
-        };
-        Ok(Place([None, ahead, Some(self.permit(&self.permits).await?)]))
-    }
-
     /// The place of one request for what is to be complete; one that nobody waits for comes when nothing is asked for.
-    pub(super) async fn place(&self, pace: Pace) -> Result<Place, FetchError> {
-        let background = match pace {
-            Pace::Ahead => {
-                let permit = self.permit(&self.background).await?;
-                self.queue.until_empty().await;
-                Some(permit)
-            }
-            Pace::Now => None,
-        };
-        let Place([_, ahead, permit]) = self.place_for_readers(pace).await?;
-        Ok(Place([background, ahead, permit]))
-    }
-
-    async fn permit(&self, of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, FetchError> {
-        of.clone().acquire_owned().await.map_err(|_| self.lost())
+    pub(super) async fn place(&self, pace: Pace) -> Place {
+        if pace == Pace::Now {
+            return self.places.next(pace).await;
+        }
+        let background = self.places.background.clone().acquire_owned().await.ok();
+        self.queue.until_empty().await;
+        let place = self.places.next(pace).await;
+        Place { _held: (place._held.0, background), ..place }
     }
 
     /// Gets chunks of a layer that can only be read from its start on, as its turn comes.

@@ -31,7 +31,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use super::fill::{self, Fill};
 use super::flight::Flight;
@@ -52,6 +52,7 @@ use crate::source::{BlobId, Source};
 use complete::Lacking;
 pub use complete::{Gauge, Pace};
 pub use content::Content;
+use get::Places;
 pub use settle::Unread;
 use small::SmallFiles;
 pub use whole::NotAudited;
@@ -177,11 +178,7 @@ pub struct LayerFetch {
     /// Chunks that wait for a request.
     queue: Queue,
     /// Ranged requests in flight.
-    permits: Arc<Semaphore>,
-    /// Those of them that nobody waits for yet: fewer, so that who does wait finds one free.
-    ahead: Arc<Semaphore>,
-    /// Those of the latter that no reader is expected at.
-    background: Arc<Semaphore>,
+    places: Places,
     /// Whether no source serves ranges, so that the layer can only be had whole.
     only_whole: AtomicBool,
     /// Whether a host that is away is not worth the deadline any more.
@@ -217,9 +214,7 @@ impl LayerFetch {
             opening: Mutex::default(),
             small: SmallFiles::default(),
             queue: Queue::default(),
-            permits: Arc::new(Semaphore::new(context.limits.concurrency.max(1))),
-            ahead: Arc::new(Semaphore::new(context.limits.concurrency.saturating_sub(1).max(1))),
-            background: Arc::new(Semaphore::new((context.limits.concurrency / 2).max(1))),
+            places: Places::new(context.limits.concurrency),
             only_whole: AtomicBool::new(false),
             hurried: AtomicBool::new(false),
             unread: Unread::default(),

@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
+use super::LayerFetch;
 use super::complete::Pace;
-use super::{Known, LayerFetch};
 use crate::archive::index::{Chunks, Head};
 use crate::fetch::ahead::Streams;
 use crate::fetch::requests::{GAP, Want};
@@ -57,8 +57,10 @@ fn place(head: &Head, row: usize) -> Option<Range<u64>> {
 }
 
 impl LayerFetch {
-    /// Notes that somebody begins to read a row; sets out to get the small files that follow, if that seems worth it.
-    pub(super) fn note_small(self: &Arc<Self>, known: &Known, row: usize) {
+    /// Notes that somebody opens a row, and is about to read it; sets out to get the small files that follow, if that seems
+    /// worth it.
+    pub fn note_opened(self: &Arc<Self>, row: usize) {
+        let Some(known) = self.known() else { return };
         let Some(place) = place(known.head(), row) else { return };
         // What is read ahead into memory would drive out what is needed first.
         if self.is_only_whole() || self.context.cache.is_full() {
@@ -74,7 +76,7 @@ impl LayerFetch {
             reading.streams.asked(windows.clone());
             windows
         };
-        let (this, known) = (self.clone(), known.clone());
+        let this = self.clone();
         tokio::spawn(async move {
             this.context.files.until_room().await;
             let claiming = this.clone();

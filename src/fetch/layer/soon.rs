@@ -43,6 +43,9 @@ impl LayerFetch {
             return Ok(None);
         }
         if let Some(known) = self.look_for_index().await? {
+            if !self.is_only_whole() && self.opened(known.head(), row).is_some() {
+                return Ok(None);
+            }
             let here = self.object(known.head(), row).await?;
             if here.is_some() || !self.is_only_whole() || self.unstaged.is_recent() {
                 return Ok(here);
