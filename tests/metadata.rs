@@ -50,7 +50,8 @@ fn look_around(mount: &Mount<'_>) -> usize {
     below(&mount.dir)
 }
 
-/// Bytes that each entry of a kit of 100,000 takes beyond what a kit of three does, once `settled` says that it is over.
+/// Bytes that each entry of a kit of 100,000 takes beyond what a kit of three does, in a mount that finds its index in the
+/// cache: in the one that has fetched a layer whole, the allocator keeps what that took.
 fn bytes_an_entry(build: fn(KitBuilder) -> KitBuilder) -> u64 {
     let server = FaultServer::empty("team/many");
     let serve = |files, tag| build(KitBuilder::new()).tar("datasets", "data", many(files)).serve(&server, tag);
@@ -58,12 +59,17 @@ fn bytes_an_entry(build: fn(KitBuilder) -> KitBuilder) -> u64 {
     let kitfs = Kitfs::new();
     let small = kitfs.mount(&few.reference, &[]);
     look_around(&small);
-    let large = kitfs.mount(&all.reference, &["--meta-timeout", "10m"]);
-    let entries = look_around(&large) as u64;
+    let look = || {
+        let large = kitfs.mount(&all.reference, &["--meta-timeout", "10m"]);
+        let entries = look_around(&large) as u64;
+        (large, entries)
+    };
+    drop(look());
+    let (large, entries) = look();
     assert_eq!(entries, 100_000 + 100 + 2, "files, directories, `data` and the Kitfile");
     let (small, large) = (small.daemon(), large.daemon());
     let measure = || anonymous(large).saturating_sub(anonymous(small)) / entries;
-    // An index that was derived goes from memory to the disk behind the readers' backs.
+    // An index goes from memory to the disk behind the readers' backs.
     let started = Instant::now();
     while measure() > BYTES_AN_ENTRY && started.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(100));
@@ -90,7 +96,7 @@ fn a_second_look_asks_for_directories_alone() {
     let kitfs = Kitfs::new();
     let mount = kitfs.mount(&kit.reference, &[]);
     let list = || {
-        let listed = Command::new("ls").arg("-lR").arg(&mount.dir).output().expect("ls");
+        let listed = Command::new("ls").arg("-lR").current_dir(mount.path("data")).output().expect("ls");
         assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
         listed.stdout
     };
@@ -100,7 +106,7 @@ fn a_second_look_asks_for_directories_alone() {
     let between = reads(daemon);
     assert_eq!(list(), first);
     let (first, second) = (between - start, reads(daemon) - between);
-    // 5 directories below `data` and two above are opened and closed; the names in the root are looked up again.
-    assert!(second < 60, "{second} requests the second time, {first} the first");
+    // 6 directories are opened and closed; how to get there is looked up.
+    assert!(second < 40, "{second} requests the second time, {first} the first");
     assert!(first < 1_500, "{first} requests for 5,000 files");
 }

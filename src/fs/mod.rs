@@ -38,8 +38,8 @@ use crate::tree::{Conflict, Lookup, Meta, Need, NodeId, Origin, ROOT_INO, Tree};
 
 /// How long the kernel may keep what never changes: names below the root, and attributes.
 const LONG_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How long it may keep the attributes of the root, which a switch to another kit changes as it does the names in it: a
-/// path is looked up through the root, so that they would be asked for at each open, and nobody minds them a second old.
+/// How long it may keep the names in the root and its attributes, which a switch to another kit changes: every path leads
+/// through them, so that they would be asked for at each open and for each file that is listed.
 const ROOT_TTL: Duration = Duration::from_secs(1);
 /// Contradictions that are kept and logged; a hostile kit has as many as entries.
 const CONFLICTS: usize = 100;
@@ -321,7 +321,7 @@ impl Fs {
             true => LONG_TTL,
             false => Duration::ZERO,
         };
-        let name_ttl = if is_root || node.parent() == NodeId::ROOT { Duration::ZERO } else { ttl };
+        let name_ttl = if is_root || node.parent() == NodeId::ROOT { ttl.min(ROOT_TTL) } else { ttl };
         let nlink = if kind == NodeKind::Directory { 2 } else { 1 };
         Attr { ino: Ino(node.ino), kind, size, mode, uid, gid, mtime, nlink, ttl, name_ttl }
     }
