@@ -388,9 +388,10 @@ impl Cache {
                     let spare = partial.path.with_extension(format!("{}.new", std::process::id()));
                     // A killed process of the same number may have left one.
                     let _ = fs::remove_file(&spare);
-                    link(file, &spare)
-                        .and_then(|()| rename_over(&spare, target))
-                        .map_err(io_error("replace", target))?;
+                    match link(file, &spare).and_then(|()| rename_over(&spare, target)) {
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                        named => named.map_err(io_error("replace", target))?,
+                    }
                 }
             }
             // Somebody removed it: it can get no name any more, and is fetched again when it is wanted.
