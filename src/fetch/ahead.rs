@@ -4,8 +4,8 @@
 //! Readers are not told apart. What tells that somebody reads on is what lies before a read: where more than half of it was
 //! read too, the window is four times as wide as that. So it doubles, and doubles again, with each step of a stream; and it
 //! is the same whether one thread reads or sixteen in stripes, in whatever order the kernel's own read-ahead brings their
-//! reads, and whether a map is touched page by page or with gaps. Before a random read nothing was read, and it gets its
-//! chunk and no more.
+//! reads, and whether a map is touched page by page or with gaps. Before a random read nothing was read, or less than a
+//! chunk, as the kernel cuts a read that lies across its pages in two; and it gets its chunk and no more.
 
 use std::ops::Range;
 
@@ -40,7 +40,8 @@ impl Streams {
         let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
         self.read.set(blocks.clone());
         let next = range.end.div_ceil(CHUNK);
-        let window = widest.min(self.run(blocks.start) * FACTOR * BLOCK / CHUNK);
+        let run = Some(self.run(blocks.start) * BLOCK).filter(|run| *run >= CHUNK).unwrap_or_default();
+        let window = widest.min(run * FACTOR / CHUNK);
         let end = size.div_ceil(CHUNK).min(next + window);
         let first = self.asked.first_unset(next);
         // In halves of the window, so that requests are few and one is always under way.

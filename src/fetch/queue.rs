@@ -195,8 +195,8 @@ mod tests {
         assert!(none.is_none() && matches!(wait, Wait::Coming(_)) && queue.holds(30 * MIB));
         assert_eq!(
             chunks(&queue.next_pressing()),
-            (vec![30], false),
-            "it was to be read ahead, and now somebody waits"
+            ((30..34).collect(), false),
+            "it was to be read ahead, and now somebody waits; with 4 MiB from there on"
         );
         assert!(!queue.holds(30 * MIB));
         drop(wait);
