@@ -56,6 +56,8 @@ const UNWRITTEN_AHEAD: u64 = 4;
 /// So many bytes of a file are fetched that nobody has asked for, so that it is complete. With at most half of the file,
 /// what it costs is no more than what was read; and this is what a slow wire brings in a minute or two.
 const REST: u64 = 1 << 30;
+/// Smaller files are not completed so: what is read of them stays in the kernel's cache, and the rest comes in a second.
+const LARGE: u64 = 64 << 20;
 
 /// A chunk that somebody is getting.
 #[derive(Debug, Clone)]
@@ -184,12 +186,13 @@ impl Chunked {
         self.streams().read(range, self.list().size(), widest)
     }
 
-    /// Whether the rest of the file should come although nobody has asked for it: once, when at most half of its chunks are
-    /// missing, and at most [`REST`] bytes.
+    /// Whether the rest of a large file should come although nobody has asked for it: once, when at most half of its chunks
+    /// are missing, and at most [`REST`] bytes.
     pub fn is_to_be_finished(&self) -> bool {
         let left = self.partial.left();
         let is_mostly_here = left > 0 && left * 2 <= self.list().len() && left * u64::from(CHUNK_SIZE) <= REST;
-        is_mostly_here && !self.cache.is_full() && !self.finished.swap(true, Ordering::Relaxed)
+        let is_large = self.list().size() >= LARGE;
+        is_large && is_mostly_here && !self.cache.is_full() && !self.finished.swap(true, Ordering::Relaxed)
     }
 
     /// Claims a chunk unless it is here or somebody has claimed it; either way tells how it will be had. `progress` moves
