@@ -86,7 +86,7 @@ fn of_two_mounts_that_are_made_at_once_on_one_directory_the_second_is_refused() 
     let (slow, fast) = (FaultServer::empty("team/slow"), FaultServer::empty("team/fast"));
     let (slow_kit, fast_kit, kitfs) = (kit(&slow), kit(&fast), Kitfs::new());
     let dir = kitfs.path("mnt");
-    let gate = slow.hold(slow_kit.digest, 0);
+    let gate = slow.hold("v1", 0);
     let first = kitfs.command(["mount", &slow_kit.reference, text(&dir)]).spawn().expect("kitfs runs");
     gate.wait_until_reached_by(1);
     let said = kitfs.fails(&["mount", &fast_kit.reference, text(&dir)]);
@@ -123,6 +123,9 @@ fn a_mount_that_fails_leaves_nothing() {
     let server = FaultServer::empty("team/kit");
     let (kit, kitfs) = (kit(&server), Kitfs::new());
     let missing = server.reference("nowhere");
+    // Other bytes than those of the digest that is stated, by tag and by digest.
+    server.fault("v1", Fault::Header("Docker-Content-Digest", kit.digest.to_string()));
+    server.fault("v1", Fault::Replace(b"{}".to_vec()));
     server.fault(kit.digest, Fault::Replace(b"{}".to_vec()));
     for reference in [kit.reference.as_str(), missing.as_str(), "127.0.0.1:1/team/kit:v1", "oci:/nowhere:v1"] {
         let dir = kitfs.path("mnt");
@@ -140,7 +143,7 @@ fn a_mount_that_fails_leaves_nothing() {
 fn a_mount_that_is_interrupted_before_it_is_ready_leaves_nothing() {
     let server = FaultServer::empty("team/kit");
     let (kit, kitfs) = (kit(&server), Kitfs::new());
-    server.fault(kit.digest, Fault::Silence);
+    server.fault("v1", Fault::Silence);
     for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
         for foreground in [false, true] {
             if foreground && signal == Signal::KILL {
@@ -152,7 +155,7 @@ fn a_mount_that_is_interrupted_before_it_is_ready_leaves_nothing() {
             arguments.extend(foreground.then_some("--foreground"));
             let mut command =
                 kitfs.command(arguments).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("kitfs runs");
-            eventually("it asks for the manifest", || server.requests_for(kit.digest) > 0);
+            eventually("it asks for the manifest", || server.requests_for("v1") > 0);
             assert!(dir.exists());
             let pid = Pid::from_child(&command);
             rustix::process::kill_process(pid, signal).expect("kill");

@@ -266,7 +266,7 @@ fn a_lower_cache_that_others_may_write_to_does_not_pass_through() {
 #[test]
 fn a_large_cold_file_is_read_past_the_kernels_cache_by_the_first_who_opens_it() {
     let server = FaultServer::empty("team/kit");
-    let (kit, files) = kit(&server, &[LARGE, LARGE - 1, LARGE]);
+    let (kit, files) = kit(&server, &[LARGE, LARGE - 1, LARGE, LARGE]);
     let kitfs = Kitfs::new();
     let mount = kitfs.mount(&kit.reference, &[]);
     let expected = ["direct", "cached", "direct"];
@@ -286,7 +286,7 @@ fn a_large_cold_file_is_read_past_the_kernels_cache_by_the_first_who_opens_it() 
     }
     drop(mount);
     let mount = kitfs.mount(&kit.reference, &["--direct-io", "never"]);
-    let (way, _file) = way_of(&kitfs, &mount, || File::open(mount.path("w/2")).expect("opens"));
+    let (way, _file) = way_of(&kitfs, &mount, || File::open(mount.path("w/3")).expect("opens"));
     assert_eq!(way, "cached");
     assert!(reads(&kitfs, &mount)["direct_io_why"].as_str().expect("a reason").contains("--direct-io never"));
 }

@@ -153,7 +153,8 @@ fn a_signal_ends_the_daemon_and_leaves_no_dead_mount() {
 #[test]
 fn a_signal_while_something_is_open_detaches_the_mount_and_the_reader_gets_an_error() {
     let server = FaultServer::empty("team/kit");
-    let (kit, kitfs) = (kit(&server), Kitfs::new());
+    // What passes through is the kernel's to read, whoever leaves.
+    let (kit, kitfs) = (kit(&server), Kitfs::new().with("KITFS_PASSTHROUGH", "never"));
     let (dir, daemon) = mounted(&kitfs, &kit, "mnt");
     let mut open = File::open(dir.join("README.md")).expect("opens");
     rustix::process::kill_process(daemon, Signal::TERM).expect("kill");
