@@ -54,6 +54,11 @@ impl Streams {
         self.asked.set(chunks);
     }
 
+    /// How many of the first chunks were asked for.
+    pub fn count_asked(&self, chunks: u64) -> u64 {
+        self.asked.count(0..chunks)
+    }
+
     /// Notes that chunks that were asked for do not come.
     pub fn given_up(&mut self, chunks: Range<u64>) {
         self.asked.unset(chunks);

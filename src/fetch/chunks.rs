@@ -187,10 +187,14 @@ impl Chunked {
     }
 
     /// Whether the rest of a large file should come although nobody has asked for it: once, when at most half of its chunks
-    /// are missing, and at most [`REST`] bytes.
+    /// are neither here nor asked for, and at most [`REST`] bytes. One that is read may be written a moment later.
     pub fn is_to_be_finished(&self) -> bool {
-        let left = self.partial.left();
-        let is_mostly_here = left > 0 && left * 2 <= self.list().len() && left * u64::from(CHUNK_SIZE) <= REST;
+        if self.finished.load(Ordering::Relaxed) {
+            return false;
+        }
+        let all = self.list().len();
+        let left = self.partial.left().min(all - self.streams().count_asked(all));
+        let is_mostly_here = left > 0 && left * 2 <= all && left * u64::from(CHUNK_SIZE) <= REST;
         let is_large = self.list().size() >= LARGE;
         is_large && is_mostly_here && !self.cache.is_full() && !self.finished.swap(true, Ordering::Relaxed)
     }

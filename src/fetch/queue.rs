@@ -18,6 +18,10 @@ use crate::object::CHUNK_SIZE;
 /// The shortest request that a longer piece is cut into, where several places are free: from here on registries are fast.
 pub const SHORT: u64 = 4 << 20;
 
+/// So much at most lies between two files of a tar that follow each other: a few headers, with long names. What is longer is
+/// another file, which is here or on its way, and not to be fetched twice.
+const HEADERS: u64 = 4 << 10;
+
 /// The chunks of a layer that wait.
 #[derive(Debug, Default)]
 pub struct Queue {
@@ -101,8 +105,9 @@ impl Queue {
             let span = wants.first().map_or(want.at.start, |first| first.at.start)..want.at.end;
             wants.push(want);
             let Some((next, waiting)) = pending.wants.range((span.end, 0)..).next() else { break };
+            let is_next = waiting.want.at.start - span.end < HEADERS;
             let is_within = waiting.want.at.end - span.start <= most || waiting.is_pressing();
-            if !joins(&span, &waiting.want.at) || !is_within {
+            if !is_next || !joins(&span, &waiting.want.at) || !is_within {
                 break;
             }
             key = *next;
@@ -208,6 +213,20 @@ mod tests {
         );
         assert_eq!(chunks(&queue.next_of(false, 1)), ((38..40).collect(), false));
         assert_eq!(queue.bytes(), 0);
+    }
+
+    #[test]
+    fn headers_are_read_over_and_what_another_request_brings_is_not() {
+        let (_dir, file) = file();
+        let queue = Queue::default();
+        let at = |chunk: u64, start: u64| {
+            let claim = claim(&file, chunk).0.expect("free").claim;
+            Want::new(claim, start..start + MIB)
+        };
+        let (second, third) = (MIB + 2048, 2 * MIB + 2048 + HEADERS);
+        queue.put(vec![at(0, 0), at(1, second), at(2, third)], true);
+        assert_eq!(chunks(&queue.next_pressing()), (vec![0, 1], true));
+        assert_eq!(chunks(&queue.next_pressing()), (vec![2], false));
     }
 
     #[tokio::test]
