@@ -23,7 +23,8 @@
 //! A read goes `fuse → fs → fetch → {source → archive → cache}`: [`fs::Fs::read`] asks [`fetch::LayerFetch`] for content, which
 //! is in the cache, comes chunk by chunk where an index proves them, or comes with the whole layer. What comes back as
 //! a [`digest::Verified`] value or a [`cache::CachedRange`] has had its digest proved; the one thing else that a read can
-//! answer from is a staged file, with [`fetch::Verify::Stream`] alone.
+//! answer from is a staged file, with [`fetch::Verify::Stream`] alone. Of a file that is complete when it is opened we see no
+//! read, where the kernel reads the cache's file by itself: [`fs::Fs::open`] decides, [`fs::ways`] tells.
 
 pub mod archive;
 pub mod cache;

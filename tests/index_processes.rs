@@ -79,13 +79,14 @@ fn two_processes_that_read_one_cold_file_from_both_ends_fetch_no_more_than_they_
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let file = open_random(&one.path("w/a.bin"));
-            // A page of each chunk, as nothing is fetched ahead of that: what is in flight is what is asked for.
+            // A page of each chunk forwards, whole chunks backwards: nothing is fetched ahead of either, and what is in
+            // flight is what is asked for.
             (0..chunks).for_each(|chunk| assert_part(&file, &bytes, chunk * MIB, 4096));
             (0..64).for_each(|number| assert_small(&one, number));
         });
         scope.spawn(|| {
             let file = open_random(&two.path("w/a.bin"));
-            (0..chunks).rev().for_each(|chunk| assert_part(&file, &bytes, chunk * MIB, 4096));
+            (0..chunks).rev().for_each(|chunk| assert_part(&file, &bytes, chunk * MIB, MIB));
             (0..64).rev().for_each(|number| assert_small(&two, number));
         });
     });
@@ -131,18 +132,19 @@ fn what_one_process_has_written_of_a_file_the_other_does_not_fetch_while_the_fir
     let (first, second) = (open_random(&one.path("w/a.bin")), open_random(&two.path("w/a.bin")));
     // The second has the file open already, and a chunk of its own.
     assert_part(&second, &bytes, BIG - 100, 100);
-    // A page of each chunk, as nothing is fetched ahead of that.
+    // Backwards, as nothing is fetched ahead of that.
     for chunk in (0..8).rev() {
-        assert_part(&first, &bytes, chunk * MIB, 4096);
+        assert_part(&first, &bytes, chunk * MIB, MIB);
     }
     eventually_written(&kitfs, 8 * MIB + 100);
     server.reset_counters();
     let gate = server.hold(kit.layers[0], 0);
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| assert_part(&first, &bytes, 9 * MIB, 4096));
+        // Far enough behind what was read not to be taken for its next part.
+        let waiting = scope.spawn(|| assert_part(&first, &bytes, 18 * MIB, 4096));
         gate.wait_until_reached_by(1);
         for chunk in (0..8).rev() {
-            assert_part(&second, &bytes, chunk * MIB, 4096);
+            assert_part(&second, &bytes, chunk * MIB, MIB);
         }
         assert_part(&first, &bytes, BIG - 100, 100);
         assert!(!waiting.is_finished());

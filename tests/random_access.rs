@@ -8,7 +8,7 @@ use kitfs::archive::index::Index;
 use support::index::{index_of, offset_of};
 use support::kit::{KitBuilder, Served, huge_tar, pattern, pattern_at, tar};
 use support::program::{Kitfs, Mount};
-use support::{Content, Fault, FaultServer, eventually};
+use support::{Content, Fault, FaultServer, assert_each_once, eventually};
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
@@ -18,16 +18,6 @@ const EIO: Option<i32> = Some(rustix::io::Errno::IO.raw_os_error());
 fn part(mount: &Mount<'_>, name: &str, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; len];
     mount.open_direct(name).read_exact_at(&mut bytes, offset).map(|()| bytes)
-}
-
-/// No byte of a layer was asked for twice, and no request was longer than 16 MiB.
-fn assert_each_once(ranges: &[(u64, u64)]) {
-    let mut ranges = ranges.to_vec();
-    ranges.sort_unstable();
-    for pair in ranges.windows(2) {
-        assert!(pair[0].1 < pair[1].0, "asked for twice: {:?} and {:?}", pair[0], pair[1]);
-    }
-    assert!(ranges.iter().all(|(first, last)| last - first < 16 * MIB), "{ranges:?}");
 }
 
 #[test]
@@ -49,6 +39,28 @@ fn a_small_read_in_the_middle_of_a_cold_1_gib_file_is_one_request_of_at_most_1_m
     let ranges = server.ranges_for(kit.layers[0]);
     let [(first, last)] = ranges[..] else { panic!("one request, not {ranges:?}") };
     assert!(last - first < MIB, "{first}-{last}");
+}
+
+#[test]
+fn whole_chunks_that_are_read_here_and_there_come_alone() {
+    let server = FaultServer::empty("team/big");
+    let kit =
+        KitBuilder::new().indexed().content("model", "m.bin", huge_tar("m.bin", 1, 64 * MIB)).serve(&server, "v1");
+    let kitfs = Kitfs::new();
+    let mount = kitfs.mount(&kit.reference, &[]);
+    // The kernel cuts each of these reads in pieces, in order.
+    let file = std::fs::File::open(mount.path("m.bin")).expect("opens");
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).expect("fadvise");
+    let (mut found, mut expected) = (vec![0; MIB as usize], vec![0; MIB as usize]);
+    let chunks = [40, 3, 22, 60, 59, 58, 10, 31];
+    for chunk in chunks {
+        file.read_exact_at(&mut found, chunk * MIB).expect("reads");
+        pattern_at(1, chunk * MIB, &mut expected);
+        assert!(found == expected, "wrong bytes in chunk {chunk}");
+    }
+    let ranges = server.ranges_for(kit.layers[0]);
+    assert_eq!(ranges.len(), chunks.len(), "{ranges:?}");
+    assert!(ranges.iter().all(|(first, last)| last - first + 1 == MIB), "{ranges:?}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use kitfs::digest::Digest;
 use support::kit::{KitBuilder, Served, huge_tar, pattern, pattern_at, tar};
 use support::program::{Kitfs, Mount};
-use support::{FaultServer, eventually};
+use support::{FaultServer, assert_each_once, eventually};
 
 const MIB: u64 = 1 << 20;
 
@@ -30,16 +30,6 @@ fn read(file: &File, offset: u64, len: u64) {
 
 fn read_in_order(file: &File, range: std::ops::Range<u64>) {
     range.step_by(128 << 10).for_each(|offset| read(file, offset, 128 << 10));
-}
-
-/// No byte was asked for twice, and no request was longer than 16 MiB.
-fn assert_each_once(ranges: &[(u64, u64)]) {
-    let mut ranges = ranges.to_vec();
-    ranges.sort_unstable();
-    for pair in ranges.windows(2) {
-        assert!(pair[0].1 < pair[1].0, "asked for twice: {:?} and {:?}", pair[0], pair[1]);
-    }
-    assert!(ranges.iter().all(|(first, last)| last - first < 16 * MIB), "{ranges:?}");
 }
 
 /// Waits until nothing more is asked of a layer, and all that was has come.

@@ -76,6 +76,16 @@ pub async fn collect(mut stream: ByteStream) -> Result<Vec<u8>, SourceError> {
     Ok(all)
 }
 
+/// No byte of a layer was asked for twice, and no request was longer than 16 MiB.
+pub fn assert_each_once(ranges: &[(u64, u64)]) {
+    let mut ranges = ranges.to_vec();
+    ranges.sort_unstable();
+    for pair in ranges.windows(2) {
+        assert!(pair[0].1 < pair[1].0, "asked for twice: {:?} and {:?}", pair[0], pair[1]);
+    }
+    assert!(ranges.iter().all(|(first, last)| last - first < 16 << 20), "{ranges:?}");
+}
+
 /// Waits until something has happened on another thread; fails after ten seconds.
 pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     let start = std::time::Instant::now();

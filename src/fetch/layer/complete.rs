@@ -126,8 +126,8 @@ impl LayerFetch {
         Ok(())
     }
 
-    /// Closes the content of a file that nobody has open any more; what was to be read ahead of it is not. Where all of it is here by now, and other processes
-    /// or earlier readers have verified what this one has not, it becomes an object.
+    /// Closes the content of a file that nobody has open any more; what was to be read ahead of it is not. Where all of it is
+    /// here by now, and other processes or earlier readers have verified what this one has not, it becomes an object.
     pub async fn let_go(self: &Arc<Self>, row: usize, content: Content) {
         if let Content::Chunked(file) = &content {
             self.queue.give_up(file);
