@@ -148,14 +148,71 @@ impl Unverified {
 
     /// Turns the bytes into verified ones if they hash to `expected`.
     pub fn verify(self, expected: &Digest) -> Result<Verified, Mismatch> {
-        let found = Digest::of(&self.0);
-        if found == *expected { Ok(Verified(self.0)) } else { Err(Mismatch { expected: *expected, found }) }
+        Hashed::from(self).verify(expected)
     }
 }
 
 impl fmt::Debug for Unverified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Unverified({} bytes)", self.0.len())
+    }
+}
+
+/// Bytes from outside, and what they hash to.
+#[derive(Debug)]
+pub struct Hashed {
+    bytes: Unverified,
+    found: Digest,
+}
+
+impl From<Unverified> for Hashed {
+    fn from(bytes: Unverified) -> Self {
+        let found = Digest::of(bytes.peek());
+        Self { bytes, found }
+    }
+}
+
+impl Hashed {
+    /// Turns the bytes into verified ones if what they hash to is `expected`.
+    pub fn verify(self, expected: &Digest) -> Result<Verified, Mismatch> {
+        let Self { bytes, found } = self;
+        if found == *expected { Ok(Verified(bytes.0)) } else { Err(Mismatch { expected: *expected, found }) }
+    }
+}
+
+/// Memory that bytes are put together in.
+pub trait Room: AsRef<[u8]> + Send + 'static {
+    /// Adds bytes behind those that are there, as far as it holds them.
+    fn push(&mut self, bytes: &[u8]);
+}
+
+/// Bytes that are put together, and hashed as they come, while the processor has them at hand: later they would have to
+/// come from memory once more, which costs half as much again as the hash.
+#[derive(Debug)]
+pub struct Gathering<R> {
+    room: R,
+    hasher: StreamHasher,
+}
+
+impl<R: Room> Gathering<R> {
+    /// Puts bytes together in `room`, behind what it holds.
+    pub fn new(room: R) -> Self {
+        let mut hasher = StreamHasher::new();
+        hasher.update(room.as_ref());
+        Self { room, hasher }
+    }
+
+    /// Adds bytes.
+    pub fn push(&mut self, bytes: &[u8]) {
+        let before = self.room.as_ref().len();
+        self.room.push(bytes);
+        // What it holds, which is what will be served.
+        self.hasher.update(&self.room.as_ref()[before..]);
+    }
+
+    /// All of them.
+    pub fn finish(self) -> Hashed {
+        Hashed { bytes: Unverified::new(Bytes::from_owner(self.room)), found: self.hasher.digest() }
     }
 }
 
@@ -251,6 +308,31 @@ mod tests {
         ] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_gathered_is_hashed_as_far_as_the_room_holds_it() {
+        struct Small(Vec<u8>);
+        impl AsRef<[u8]> for Small {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        impl Room for Small {
+            fn push(&mut self, bytes: &[u8]) {
+                self.0.extend(bytes.iter().take(4 - self.0.len()));
+            }
+        }
+        let gather = |pieces: [&[u8]; 2]| {
+            let mut gathering = Gathering::new(Small(b"a".to_vec()));
+            pieces.into_iter().for_each(|piece| gathering.push(piece));
+            gathering.finish()
+        };
+        let verified = gather([b"b", b"cd"]).verify(&Digest::of(b"abcd")).expect("what it holds");
+        assert_eq!(verified.bytes(), &b"abcd"[..]);
+        let verified = gather([b"bc", b"def"]).verify(&Digest::of(b"abcd")).expect("what it holds");
+        assert_eq!(verified.bytes(), &b"abcd"[..]);
+        assert!(gather([b"bc", b"def"]).verify(&Digest::of(b"abcdef")).is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use crate::digest::{Digest, InvalidDigest, Mismatch, StreamHasher, Unverified, Verified};
+use crate::digest::{Digest, Hashed, InvalidDigest, Mismatch, StreamHasher, Verified};
 
 /// The unit of verification: 1 MiB, fixed in version 1 of the object digest. Hashing one takes about half a
 /// millisecond, and the digests of a 100 GiB file take 3 MiB.
@@ -141,8 +141,8 @@ impl<B: AsRef<[u8]>> ChunkList<B> {
     }
 
     /// Takes the bytes of a chunk, if they have its digest. `None` where the list has no such chunk.
-    pub fn verify(&self, chunk: u64, bytes: Unverified) -> Option<Result<VerifiedChunk, Mismatch>> {
-        let bytes = bytes.verify(&self.digest(chunk)?);
+    pub fn verify(&self, chunk: u64, bytes: impl Into<Hashed>) -> Option<Result<VerifiedChunk, Mismatch>> {
+        let bytes = bytes.into().verify(&self.digest(chunk)?);
         Some(bytes.map(|bytes| VerifiedChunk { object: self.object, number: chunk, bytes }))
     }
 
@@ -208,6 +208,7 @@ impl<B> fmt::Debug for ChunkList<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Unverified;
 
     #[test]
     fn a_chunk_is_taken_if_it_has_its_digest_and_the_list_has_it() {

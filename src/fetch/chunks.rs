@@ -21,7 +21,7 @@ use super::FetchError;
 use super::ahead::Streams;
 use super::flight::Outcome;
 use crate::cache::{Cache, CacheError, CachedRange, Object, Partial};
-use crate::digest::{Mismatch, Unverified, Verified};
+use crate::digest::{Hashed, Mismatch, Verified};
 use crate::object::{CHUNK_SIZE, ChunkList, ObjectDigest, VerifiedChunk};
 
 /// Verified bytes of a file, in memory or in the cache.
@@ -287,7 +287,7 @@ impl Claim {
 
     /// Verifies the chunk's bytes, writes them and answers those who wait. Blocks, but never for long. Gives the claim back
     /// if they are not the chunk's. Nothing keeps them afterwards: they may lie in a buffer.
-    pub fn accept(self, bytes: Unverified) -> Result<Accepted, (Self, Mismatch)> {
+    pub fn accept(self, bytes: impl Into<Hashed>) -> Result<Accepted, (Self, Mismatch)> {
         let chunk = match self.file.list().verify(self.chunk, bytes) {
             Some(Ok(chunk)) => chunk,
             Some(Err(mismatch)) => return Err((self, mismatch)),

@@ -1,7 +1,7 @@
 use std::os::unix::fs::FileExt as _;
 
 use super::*;
-use crate::digest::Digest;
+use crate::digest::{Digest, Unverified};
 use crate::fetch::Limits;
 use crate::fetch::memory::Memory;
 use crate::fetch::open_files::OpenFiles;

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::digest::Room;
 use crate::object::CHUNK_SIZE;
 
 /// What shares are counted in: 64 KiB, as a semaphore counts up to 2^29 on 32-bit machines too.
@@ -152,15 +153,16 @@ impl Place {
     }
 }
 
-impl Buffer {
-    /// Adds bytes behind those that are there, as far as it holds them.
-    pub fn push(&mut self, bytes: &[u8]) {
+impl Room for Buffer {
+    fn push(&mut self, bytes: &[u8]) {
         let end = BUFFER.min(self.len + bytes.len());
         let (from, to) = (self.start + self.len, self.start + end);
         self.bytes[from..to].copy_from_slice(&bytes[..to - from]);
         self.len = end;
     }
+}
 
+impl Buffer {
     /// The first `len` bytes, whatever they are, to be written over. `None` where it holds fewer.
     pub fn first(&mut self, len: usize) -> Option<&mut [u8]> {
         self.len = Some(len).filter(|len| *len <= BUFFER)?;

@@ -1,7 +1,7 @@
 //! Getting chunks that are missing: from the disk if they are there after all, else by range, neighbours together.
 //!
-//! A request is one worker: it receives a chunk into its one buffer, hashes it, writes it and answers its readers, and
-//! then receives the next into the same memory; several requests at once keep the wire, the hash and the disk busy. A chunk
+//! A request is one worker: it receives a chunk into its one buffer and hashes it as it comes, writes it and answers its
+//! readers, and then receives the next into the same memory; several requests at once keep the wire, the hash and the disk busy. A chunk
 //! that is not what its digest says is fetched once more, from the next source or anew from the last; then its readers get
 //! the error, and nobody else.
 
@@ -9,14 +9,13 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::task::JoinSet;
 
 use super::chunks::{Accepted, Chunked, Claim};
 use super::memory::{Buffer, Place};
 use super::transfer::Transfer;
 use super::{Context, FetchError};
-use crate::digest::{Mismatch, Unverified};
+use crate::digest::{Gathering, Hashed, Mismatch, Unverified};
 
 /// The longest request: from 4 to 16 MiB is where registries are fastest.
 pub const REQUEST: u64 = 16 << 20;
@@ -209,7 +208,7 @@ struct Assembly<'a> {
     /// Those that are still to come; the first is being put together.
     waiting: VecDeque<Want>,
     /// What is here of the first.
-    open: Option<Buffer>,
+    open: Option<Gathering<Buffer>>,
     place: &'a Place,
     /// Files that are complete now.
     complete: Vec<Arc<Chunked>>,
@@ -232,8 +231,8 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// Takes the next bytes of the layer. What ends with them is hashed and written by this thread, which has just received
-    /// it; the runtime goes on with its other work on another one.
+    /// Takes the next bytes of the layer. What ends with them is written by this thread, which has just received it; the
+    /// runtime goes on with its other work on another one.
     fn push(&mut self, bytes: &[u8]) {
         let end = self.position + bytes.len() as u64;
         if self.waiting.front().is_some_and(|want| want.at.end <= end) {
@@ -253,19 +252,19 @@ impl<'a> Assembly<'a> {
             self.position += taken;
             let (taken, rest) = bytes.split_at(taken as usize);
             bytes = rest;
-            let open = self.open.get_or_insert_with(|| self.place.buffer());
+            let open = self.open.get_or_insert_with(|| Gathering::new(self.place.buffer()));
             open.push(taken);
             if self.position < want.at.end {
                 return;
             }
-            if let (Some(want), Some(buffer)) = (self.waiting.pop_front(), self.open.take()) {
-                self.accept(want, Bytes::from_owner(buffer));
+            if let (Some(want), Some(open)) = (self.waiting.pop_front(), self.open.take()) {
+                self.accept(want, open.finish());
             }
         }
         self.position += bytes.len() as u64;
     }
 
-    fn accept(&mut self, want: Want, bytes: Bytes) {
+    fn accept(&mut self, want: Want, bytes: Hashed) {
         let file = want.claim.file().clone();
         match accept(want, bytes) {
             Ok(Accepted::Kept(completes)) => self.complete.extend(completes.then_some(file)),
@@ -277,10 +276,10 @@ impl<'a> Assembly<'a> {
     }
 }
 
-/// Hashes a chunk, writes it and answers its readers; gives the want back if its bytes are false. Blocks.
-fn accept(want: Want, bytes: Bytes) -> Result<Accepted, (Want, Mismatch)> {
+/// Writes a chunk and answers its readers; gives the want back if its bytes are false. Blocks.
+fn accept(want: Want, bytes: Hashed) -> Result<Accepted, (Want, Mismatch)> {
     let Want { claim, at, false_times } = want;
-    let taken = claim.accept(Unverified::new(bytes));
+    let taken = claim.accept(bytes);
     taken.map_err(|(claim, mismatch)| (Want { claim, at, false_times: false_times + 1 }, mismatch))
 }
 
@@ -290,7 +289,7 @@ pub(super) type Checked = Result<Option<Arc<Chunked>>, (Want, Mismatch)>;
 /// Hashes a chunk, answers its readers and writes it. Blocks.
 pub(super) fn verify(want: Want, bytes: Vec<u8>) -> Checked {
     let file = want.claim.file().clone();
-    Ok(accept(want, bytes.into())?.finish().then_some(file))
+    Ok(accept(want, Unverified::new(bytes).into())?.finish().then_some(file))
 }
 
 #[cfg(test)]
