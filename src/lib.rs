@@ -16,6 +16,7 @@
 //! cache         verified bytes on disk: blobs, objects, staging, tags; their limit
 //! source        where blobs come from: registry, OCI layout, kit's storage
 //! modelkit      manifest, config, Kitfile, filter → plan                          (pure)
+//! history       what was served and when, and which tags were moved: an append-only record
 //! object        chunks, their list, and the object digest that names a file's content
 //! reference digest path units report     newtypes that are valid once they exist, and how errors are told
 //! ```
@@ -33,6 +34,7 @@ pub mod digest;
 pub mod fetch;
 pub mod fs;
 pub mod fuse;
+pub mod history;
 pub mod inventory;
 pub mod modelkit;
 pub mod mount;

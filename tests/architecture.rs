@@ -22,7 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["tree", "inventory"],
     &["archive", "cache", "source"],
     &["modelkit"],
-    &["object"],
+    &["object", "history"],
     &["reference", "digest", "path", "units", "report"],
 ];
 
