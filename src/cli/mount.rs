@@ -23,6 +23,7 @@ use super::{Failure, dry_run, status};
 use crate::cache::Cache;
 use crate::fetch::Kit;
 use crate::fs::prefetch::{Prefetch, Report, State};
+use crate::fs::trees::Trees;
 use crate::fs::{Fs, Ownership, Selection};
 use crate::mount::daemon::{self, Reporter};
 use crate::mount::{self, Left, MountPoint, StateDir};
@@ -276,7 +277,8 @@ impl Mount {
         let yielding = tokio::spawn(yield_room(cache.clone()));
         let cache_of_mount = cache.clone();
         let mounted = Notify::new();
-        let serving = mount::serve(fs.clone(), options, handler, |record| {
+        let trees = Arc::new(Trees::new(fs.clone()));
+        let serving = mount::serve(trees.clone(), options, handler, |record| {
             tracing::info!(shows = record.shows, dir = %record.mount_point.display(), "mounted");
             // Without the note, what it served before goes as soon as anything else.
             let (dir, digest) = (record.mount_point.clone(), record.digest);

@@ -35,7 +35,7 @@ pub use point::{MountPoint, locate};
 pub use state::{Condition, Mount, Record, StateDir};
 
 use crate::digest::Digest;
-use crate::fs::Fs;
+use crate::fs::trees::Trees;
 use crate::fuse::{Ended, Session};
 use kernel::Busy;
 
@@ -83,7 +83,7 @@ pub enum Left {
 /// `handler` answers requests on the control socket. After [`Left::SignalWhileBusy`] the session's threads still run,
 /// and end with the process.
 pub async fn serve<H, F>(
-    fs: Arc<Fs>,
+    trees: Arc<Trees>,
     options: Options,
     handler: H,
     ready: impl FnOnce(&Record),
@@ -100,13 +100,13 @@ where
     let dir = mounted.point().dir().to_owned();
     let runtime = Handle::current();
     let session = blocking({
-        let (dir, fs) = (dir.clone(), fs.clone());
-        move || Session::handshake(fs, runtime, device).map_err(|cause| MountError::Session { dir, cause })
+        let (dir, trees) = (dir.clone(), trees.clone());
+        move || Session::handshake(trees, runtime, device).map_err(|cause| MountError::Session { dir, cause })
     })
     .await?;
     // After the handshake, which sets it too.
     let ahead = kernel::raise_read_ahead(mounted.entry().device);
-    fs.ways().note_read_ahead(ahead);
+    trees.ways().note_read_ahead(ahead);
     let mut ended = run(session, &dir)?;
 
     let pid = std::process::id();
