@@ -116,6 +116,7 @@ where
         reference,
         digest,
         shows: mounted.entry().shows.clone(),
+        serves: None,
         pid,
         pid_started: state::process_started(pid).unwrap_or(0),
         mount_id: mounted.entry().id,
@@ -209,6 +210,7 @@ pub fn unmount(dir: &Path, lazy: bool, state: &StateDir) -> Result<Unmounted, Mo
     // What is open in a dead mount is of no use to anybody: it is never a reason to keep it.
     kernel::unmount(&entry, lazy || was_dead)?;
     let mut ended = true;
+    let shows = recorded.as_ref().map_or_else(|| entry.shows.clone(), |mount| mount.record.serves().to_owned());
     match recorded {
         Some(mount) if was_dead => {
             if mount.record.created_dir {
@@ -220,7 +222,7 @@ pub fn unmount(dir: &Path, lazy: bool, state: &StateDir) -> Result<Unmounted, Mo
         Some(mount) => ended = has_ended(state, &mount.record, if lazy { LAZY_END } else { END })?,
         None => {}
     }
-    Ok(Unmounted { dir, shows: entry.shows, was_dead, ended })
+    Ok(Unmounted { dir, shows, was_dead, ended })
 }
 
 /// Waits a while for a daemon to remove its record, and to end: until then it may be writing to the cache.
