@@ -306,7 +306,7 @@ impl Mount {
             let serving = serving.clone();
             move |request| answer(serving.clone(), request)
         };
-        let yielding = tokio::spawn(yield_room(cache.clone()));
+        let yielding = tokio::spawn(keep_house(cache.clone(), trees.clone()));
         let mounted = Notify::new();
         let mounting = mount::serve(trees, options, handler, |record| {
             tracing::info!(shows = record.shows, dir = %record.mount_point.display(), "mounted");
@@ -377,14 +377,18 @@ async fn keep_limit(cache: Arc<Cache>) {
     }
 }
 
-/// Gives room back that others need, for as long as a mount lives.
-async fn yield_room(cache: Arc<Cache>) {
+/// Gives room back that others need, and lets trees go that are not served any more, for as long as a mount lives.
+async fn keep_house(cache: Arc<Cache>, trees: Arc<Trees>) {
     /// A kubelet looks as often.
     const EACH: Duration = Duration::from_secs(10);
     loop {
         tokio::time::sleep(EACH).await;
-        let cache = cache.clone();
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || cache.yield_room()).await {
+        let (cache, trees) = (cache.clone(), trees.clone());
+        let kept = tokio::task::spawn_blocking(move || {
+            trees.tidy();
+            cache.yield_room()
+        });
+        if let Ok(Err(error)) = kept.await {
             tracing::debug!(%error, "the free space is not known");
         }
     }

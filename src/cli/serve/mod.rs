@@ -24,7 +24,7 @@ use super::served::Served;
 use crate::digest::Digest;
 use crate::fetch::{Context, Kit, Resolved};
 use crate::fs::prefetch::{Background, Prefetch, State};
-use crate::fs::trees::Trees;
+use crate::fs::trees::{TIDY, Trees};
 use crate::fs::{Fs, Ownership, Selection};
 use crate::history::{Action, Event, History, Outcome};
 use crate::mount::{Record, StateDir};
@@ -281,6 +281,11 @@ impl Serving {
         if let Err(error) = tokio::task::spawn_blocking(move || trees.switch(next)).await {
             tracing::error!(%error, "the switch broke off");
         }
+        let trees = self.trees.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(TIDY).await;
+            let _ = tokio::task::spawn_blocking(move || trees.tidy()).await;
+        });
         let served = Served::new(fs.kit(), self.purpose.dir.clone(), self.purpose.offline, warnings);
         let served = Arc::new(served);
         {
