@@ -1,7 +1,7 @@
 //! The command line: one file a command.
 //!
-//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `index`, `verify`, `cache`: the
-//!   commands; `served`: what a mount tells.
+//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tags`, `diff`, `index`, `verify`,
+//!   `cache`: the commands; `served`: what a mount tells.
 //! - [`options`] and [`log`]: groups of flags that commands share; [`config`]: where their defaults come from.
 //! - [`kits`]: from a reference to an opened kit; [`walk`]: paths in it; [`progress`]: what is being fetched.
 //! - [`output`]: what is said on standard output and standard error; [`failure`]: errors and exit codes.
@@ -12,6 +12,7 @@
 mod cache;
 mod cat;
 mod config;
+mod diff;
 mod dry_run;
 mod failure;
 mod index;
@@ -27,6 +28,7 @@ mod pull;
 mod resolve;
 mod served;
 mod status;
+mod tags;
 mod unmount;
 mod verify;
 mod walk;
@@ -58,9 +60,10 @@ A flag overrides its variable (--read-timeout: KITFS_READ_TIMEOUT), which overri
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 /// The commands by what they are for, as `--help` shows them.
-const GROUPS: [(&str, &[&str]); 4] = [
+const GROUPS: [(&str, &[&str]); 5] = [
     ("Mounts", &["mount", "unmount", "status"]),
     ("Without a mount", &["ls", "cat", "inspect", "resolve", "pull"]),
+    ("Tags and digests", &["tags"]),
     ("Making kits readable in parts", &["index", "verify"]),
     ("The cache", &["cache"]),
 ];
@@ -85,6 +88,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Resolve(resolve::Resolve),
     Pull(pull::Pull),
+    Tags(tags::Tags),
     Index(index::Index),
     Verify(verify::Verify),
     Cache(cache::CacheCommand),
@@ -134,6 +138,7 @@ impl Cli {
                 Command::Inspect(command) => command.run().await,
                 Command::Resolve(command) => command.run().await,
                 Command::Pull(command) => command.run().await,
+                Command::Tags(command) => command.run().await,
                 Command::Index(command) => command.run().await,
                 Command::Verify(command) => command.run().await,
                 Command::Cache(command) => command.run().await,
