@@ -12,6 +12,7 @@
 mod cache;
 mod cat;
 mod config;
+mod diff;
 mod dry_run;
 mod failure;
 mod index;
