@@ -1,6 +1,6 @@
 //! The command line: one file a command.
 //!
-//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `index`, `verify`, `cache`: the
+//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tag`, `index`, `verify`, `cache`: the
 //!   commands; `served`: what a mount tells.
 //! - [`options`] and [`log`]: groups of flags that commands share; [`config`]: where their defaults come from.
 //! - [`kits`]: from a reference to an opened kit; [`walk`]: paths in it; [`progress`]: what is being fetched.
@@ -28,6 +28,7 @@ mod pull;
 mod resolve;
 mod served;
 mod status;
+mod tag;
 mod unmount;
 mod verify;
 mod walk;
@@ -59,9 +60,10 @@ A flag overrides its variable (--read-timeout: KITFS_READ_TIMEOUT), which overri
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 /// The commands by what they are for, as `--help` shows them.
-const GROUPS: [(&str, &[&str]); 4] = [
+const GROUPS: [(&str, &[&str]); 5] = [
     ("Mounts", &["mount", "unmount", "status"]),
     ("Without a mount", &["ls", "cat", "inspect", "resolve", "pull"]),
+    ("Tags and digests", &["tag"]),
     ("Making kits readable in parts", &["index", "verify"]),
     ("The cache", &["cache"]),
 ];
@@ -86,6 +88,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Resolve(resolve::Resolve),
     Pull(pull::Pull),
+    Tag(tag::Tag),
     Index(index::Index),
     Verify(verify::Verify),
     Cache(cache::CacheCommand),
@@ -135,6 +138,7 @@ impl Cli {
                 Command::Inspect(command) => command.run().await,
                 Command::Resolve(command) => command.run().await,
                 Command::Pull(command) => command.run().await,
+                Command::Tag(command) => command.run().await,
                 Command::Index(command) => command.run().await,
                 Command::Verify(command) => command.run().await,
                 Command::Cache(command) => command.run().await,
