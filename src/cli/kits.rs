@@ -14,7 +14,7 @@ use crate::modelkit::filter::Filters;
 use crate::path::TreePath;
 use crate::reference::{Location, Reference};
 use crate::report::chain;
-use crate::source::SourceError;
+use crate::source::{self, SourceError, Target};
 use crate::tree::Tree;
 
 /// A command ends when its user ends it; until then it may wait for names as long as there is progress. Ten years.
@@ -68,6 +68,13 @@ impl KitArgs {
 pub(super) async fn resolve(context: &Context, access: &Access, request: &Request) -> Result<Resolved, Failure> {
     let resolved = crate::fetch::resolve(context, access, request).await;
     resolved.map_err(|error| not_resolved(&request.reference, access, &error))
+}
+
+/// Opens what is written to, on a thread that may wait: a directory is made, under a lock that others may hold.
+pub(super) async fn open_target(location: &Location, access: &Access) -> Result<Arc<dyn Target>, Failure> {
+    let (location, Access { connection, kit_home, .. }) = (location.clone(), access.clone());
+    let opened = tokio::task::spawn_blocking(move || source::open_target(&location, &connection, &kit_home));
+    Ok(opened.await??)
 }
 
 /// Under sudo it is root's home that counts, which surprises: says whose cache and credentials these are. For each

@@ -171,7 +171,8 @@ pub async fn resolve_digest(
         resolver.remember(&pointed);
     }
     resolver.documents.settle().await;
-    Ok(ResolvedDigest { digest: pointed.digest, notes, last_known: pointed.last_known })
+    let Pointed { digest, sources, last_known, .. } = pointed;
+    Ok(ResolvedDigest { digest, manifest, sources, notes, last_known })
 }
 
 /// What a reference stands for.
@@ -179,6 +180,10 @@ pub async fn resolve_digest(
 pub struct ResolvedDigest {
     /// The digest of a manifest or image index.
     pub digest: Digest,
+    /// Its bytes.
+    pub manifest: Verified,
+    /// Where it is, best first.
+    pub sources: Vec<Arc<dyn Source>>,
     /// What the user should know.
     pub notes: Vec<String>,
     /// That the tag was not looked up now, and what stood in for that.

@@ -95,6 +95,7 @@ fn source_errno(error: &SourceError) -> Errno {
         | SourceError::Transport { .. }
         | SourceError::Status { .. }
         | SourceError::Refused { .. }
+        | SourceError::TagImmutable { .. }
         | SourceError::Damaged { .. }
         | SourceError::Protocol { .. }
         | SourceError::Setup { .. }

@@ -117,6 +117,11 @@ impl StateDir {
         Ok(Self { root })
     }
 
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// All mounts that are recorded, by mount point. Records of mounts that are no more are removed.
     pub fn list(&self) -> Result<Vec<Mount>, MountError> {
         let dir = self.root.join("mounts");

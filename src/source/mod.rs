@@ -259,6 +259,21 @@ pub enum SourceError {
         /// What was to be written, what that status means, and the registry's own words.
         what: String,
     },
+    /// A registry keeps a tag from moving.
+    #[error(
+        "{source_name} holds that tag to be immutable, and answered {status} to {what}{words}; choose another tag, or have \
+         the registry's rule changed"
+    )]
+    TagImmutable {
+        /// The registry's repository.
+        source_name: String,
+        /// The HTTP status.
+        status: u16,
+        /// What was to be written.
+        what: String,
+        /// The registry's own words, in brackets after a space.
+        words: String,
+    },
     /// What was to be written as a blob is not that blob. The target has kept nothing, and is not to blame.
     #[error("the bytes to write as blob {} to {target} have the digest {}: where they come from is damaged; nothing was written", cause.expected, cause.found)]
     Damaged {
@@ -307,6 +322,7 @@ impl SourceError {
             | Self::Untrusted { .. }
             | Self::RangeIgnored { .. }
             | Self::Refused { .. }
+            | Self::TagImmutable { .. }
             | Self::Damaged { .. }
             | Self::Protocol { .. }
             | Self::Disk { .. }
