@@ -8,7 +8,7 @@ use clap::Args;
 use super::options::{CacheArgs, ConnectionArgs, FetchArgs, SelectionArgs, TrustArgs};
 use super::{Failure, output};
 use crate::fetch::listing::Listing;
-use crate::fetch::{Access, Context, FetchError, Kit, Request, Resolved, Verify};
+use crate::fetch::{Access, Context, FetchError, Kit, Policy, Request, Resolved, Verify};
 use crate::fs::{Fs, Ownership};
 use crate::modelkit::filter::Filters;
 use crate::path::TreePath;
@@ -41,21 +41,32 @@ impl KitArgs {
         reference: &Reference,
         verify: Verify,
         is_to_mount: bool,
+        policy: Policy,
     ) -> Result<(Context, Resolved), Failure> {
         let filters = Filters::parse(&self.selection.filter).map_err(Failure::usage)?;
         let context = self.fetch.context(&self.connection, verify)?;
         let access = self.fetch.access(&self.connection)?;
-        let mut request = Request { filters, is_to_mount, ..Request::new(reference.clone()) };
+        let mut request = Request { filters, is_to_mount, policy, ..Request::new(reference.clone()) };
         self.selection.choice.apply(&mut request);
         self.trust.apply(&mut request)?;
         let resolved = resolve(&context, &access, &request).await?;
         Ok((context, resolved))
     }
 
-    /// Opens a kit for a look inside, and says what there is to note.
+    /// Opens a kit for a look inside, and says what there is to note. No policy is about looks.
     pub(super) async fn open(&self, reference: &Reference, verify: Verify) -> Result<(Context, Kit), Failure> {
+        self.open_if(reference, verify, Policy::default()).await
+    }
+
+    /// The same, if the policy allows it.
+    pub(super) async fn open_if(
+        &self,
+        reference: &Reference,
+        verify: Verify,
+        policy: Policy,
+    ) -> Result<(Context, Kit), Failure> {
         say_whose(&self.fetch.cache, &self.connection)?;
-        let (mut context, resolved) = self.resolve(reference, verify, false).await?;
+        let (mut context, resolved) = self.resolve(reference, verify, false, policy).await?;
         output::say_all("note", &resolved.notes);
         output::say_all("warning", &resolved.plan.warnings);
         context.limits.meta_timeout = NO_DEADLINE;

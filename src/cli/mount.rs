@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use super::config::absolute;
 use super::kits::{self, KitArgs};
 use super::options::{JsonArgs, MountVerifyArgs, ProgressArgs};
+use super::policy::PolicyArgs;
 use super::progress::{Steps, Waiting};
 use super::served::{self, Served};
 use super::ways::WaysArgs;
@@ -74,6 +75,8 @@ pub(super) struct Mount {
     #[command(flatten)]
     kit: KitArgs,
     #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
     verify: MountVerifyArgs,
     #[command(flatten)]
     json: JsonArgs,
@@ -130,7 +133,8 @@ impl Mount {
         }
         kits::say_whose(&self.kit.fetch.cache, &self.kit.connection)?;
         if self.dry_run {
-            let (context, resolved) = self.kit.resolve(&reference, self.verify.verify(), false).await?;
+            let (context, resolved) =
+                self.kit.resolve(&reference, self.verify.verify(), false, self.policy.policy()).await?;
             let ownership = self.access.ownership();
             return dry_run::run(context, resolved, ownership, self.json, self.progress).await;
         }
@@ -245,7 +249,7 @@ impl Mount {
         let point = MountPoint::prepare(&dir, &state)?;
         let verify = self.verify.verify();
         step(Step::Named(&format!("resolving {reference}")));
-        let (context, resolved) = self.kit.resolve(reference, verify, true).await?;
+        let (context, resolved) = self.kit.resolve(reference, verify, true, self.policy.policy()).await?;
         let kit = Kit::open(&context, resolved);
         step(Step::Named(&format!("reading the beginning of {} layers", kit.layers.len())));
         let mut tree = kit.skeleton();
