@@ -1,7 +1,7 @@
 //! The command line: one file a command.
 //!
-//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tags`, `tag`, `diff`, `index`, `verify`,
-//!   `cache`: the commands; `served`: what a mount tells.
+//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tags`, `tag`, `diff`, `history`, `index`,
+//!   `verify`, `cache`: the commands; `served`: what a mount tells; [`policy`]: what may be mounted and pulled.
 //! - [`options`] and [`log`]: groups of flags that commands share; [`config`]: where their defaults come from.
 //! - [`kits`]: from a reference to an opened kit; [`walk`]: paths in it; [`progress`]: what is being fetched.
 //! - [`output`]: what is said on standard output and standard error; [`failure`]: errors and exit codes.
@@ -15,6 +15,7 @@ mod config;
 mod diff;
 mod dry_run;
 mod failure;
+mod history;
 mod index;
 mod inspect;
 mod kits;
@@ -23,6 +24,7 @@ mod ls;
 mod mount;
 mod options;
 mod output;
+mod policy;
 mod progress;
 mod pull;
 mod resolve;
@@ -64,7 +66,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.";
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Mounts", &["mount", "unmount", "status"]),
     ("Without a mount", &["ls", "cat", "inspect", "resolve", "pull"]),
-    ("Tags and digests", &["tags", "tag"]),
+    ("Tags and digests", &["tags", "tag", "history"]),
     ("Making kits readable in parts", &["index", "verify"]),
     ("The cache", &["cache"]),
 ];
@@ -91,6 +93,7 @@ enum Command {
     Pull(pull::Pull),
     Tags(tags::Tags),
     Tag(tag::Tag),
+    History(history::HistoryCommand),
     Index(index::Index),
     Verify(verify::Verify),
     Cache(cache::CacheCommand),
@@ -142,6 +145,7 @@ impl Cli {
                 Command::Pull(command) => command.run().await,
                 Command::Tags(command) => command.run().await,
                 Command::Tag(command) => command.run().await,
+                Command::History(command) => command.run(),
                 Command::Index(command) => command.run().await,
                 Command::Verify(command) => command.run().await,
                 Command::Cache(command) => command.run().await,

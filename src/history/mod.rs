@@ -126,7 +126,7 @@ impl Event {
             trust: None,
             revision: None,
             user: user(),
-            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            host: host(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             labels: BTreeMap::new(),
         }
@@ -207,6 +207,11 @@ impl History {
         events.dedup();
         Ok(events)
     }
+}
+
+/// The name of this machine, as events have it.
+pub fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The name of the user, else the number.
