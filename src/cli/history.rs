@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::Failure;
 use super::options::JsonArgs;
 use super::output::{self, Output, printable};
+use super::serve::parse_label;
 use crate::digest::Digest;
 use crate::history::served::{self, Span, Until};
 use crate::history::{Event, History, Outcome, Period};
@@ -315,11 +316,4 @@ fn parse_since(text: &str) -> Result<Since, String> {
     }
     let period = Period::parse(text).map_err(|error| format!("{error}; nor a duration, as in 7d"))?;
     Ok(Since::Time(period.first))
-}
-
-/// Reads `key=value`.
-pub(super) fn parse_label(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
-    let (key, value) = pair.ok_or_else(|| format!("{text:?} is not KEY=VALUE"))?;
-    Ok((key.to_owned(), value.to_owned()))
 }
