@@ -1,7 +1,7 @@
 //! The command line: one file a command.
 //!
-//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tag`, `index`, `verify`, `cache`: the
-//!   commands; `served`: what a mount tells.
+//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tags`, `tag`, `diff`, `index`, `verify`,
+//!   `cache`: the commands; `served`: what a mount tells.
 //! - [`options`] and [`log`]: groups of flags that commands share; [`config`]: where their defaults come from.
 //! - [`kits`]: from a reference to an opened kit; [`walk`]: paths in it; [`progress`]: what is being fetched.
 //! - [`output`]: what is said on standard output and standard error; [`failure`]: errors and exit codes.
@@ -29,6 +29,7 @@ mod resolve;
 mod served;
 mod status;
 mod tag;
+mod tags;
 mod unmount;
 mod verify;
 mod walk;
@@ -63,7 +64,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.";
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Mounts", &["mount", "unmount", "status"]),
     ("Without a mount", &["ls", "cat", "inspect", "resolve", "pull"]),
-    ("Tags and digests", &["tag"]),
+    ("Tags and digests", &["tags", "tag"]),
     ("Making kits readable in parts", &["index", "verify"]),
     ("The cache", &["cache"]),
 ];
@@ -88,6 +89,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Resolve(resolve::Resolve),
     Pull(pull::Pull),
+    Tags(tags::Tags),
     Tag(tag::Tag),
     Index(index::Index),
     Verify(verify::Verify),
@@ -138,6 +140,7 @@ impl Cli {
                 Command::Inspect(command) => command.run().await,
                 Command::Resolve(command) => command.run().await,
                 Command::Pull(command) => command.run().await,
+                Command::Tags(command) => command.run().await,
                 Command::Tag(command) => command.run().await,
                 Command::Index(command) => command.run().await,
                 Command::Verify(command) => command.run().await,

@@ -4,6 +4,7 @@
 //! - `documents`: the manifests, configs and referrers for that: asked for, hashed, kept.
 //! - `first_reads`: what a mount will read of the layers, asked for while the config comes.
 //! - `last_seen`: what a tag was, where its registry does not say what it is.
+//! - [`tags`]: all tags of a repository, and what they point at.
 //! - [`kit`]: an opened kit: its layers, and what is known of them.
 //! - [`layer`]: one layer: what its root is, what it holds, its content; each a single [`flight`] for all who ask.
 //! - [`listing`]: names and sizes from headers read by range, not yet proved.
@@ -50,6 +51,7 @@ pub mod resolve;
 pub mod sequence;
 pub mod stage;
 mod staged;
+pub mod tags;
 pub mod transfer;
 pub mod trust;
 

@@ -219,6 +219,19 @@ struct Pointed {
     remember: Option<String>,
 }
 
+/// Where to ask for what a location holds, best first: the last is the place itself, those before it hold copies.
+pub(super) fn sources(access: &Access, location: &Location) -> Result<Vec<Arc<dyn Source>>, FetchError> {
+    let failed = |cause| FetchError::Source { what: location.name(), cause };
+    let main = source::open(location, &access.connection, &access.kit_home).map_err(failed)?;
+    Ok(match location {
+        Location::Registry { host, repository } => {
+            let local = KitStorage::for_repository(&access.kit_home, &format!("{host}/{repository}"));
+            vec![Arc::new(local), main]
+        }
+        Location::Layout { .. } | Location::Local { .. } => vec![main],
+    })
+}
+
 impl<'a> Resolver<'a> {
     fn new(context: &'a Context, access: &'a Access, request: &'a Request) -> Self {
         Self { context, access, request, documents: Documents::new(context) }
@@ -226,18 +239,6 @@ impl<'a> Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    fn sources(&self, location: &Location) -> Result<Vec<Arc<dyn Source>>, FetchError> {
-        let failed = |cause| FetchError::Source { what: location.name(), cause };
-        let main = source::open(location, &self.access.connection, &self.access.kit_home).map_err(failed)?;
-        Ok(match location {
-            Location::Registry { host, repository } => {
-                let local = KitStorage::for_repository(&self.access.kit_home, &format!("{host}/{repository}"));
-                vec![Arc::new(local), main]
-            }
-            Location::Layout { .. } | Location::Local { .. } => vec![main],
-        })
-    }
-
     /// A kit of the chain, of which `filters` want something.
     async fn kit(
         &self,
@@ -286,7 +287,7 @@ impl Resolver<'_> {
 
     /// The digest of the manifest or index that a reference names, and where to get it.
     async fn pointed(&self, reference: &Reference, notes: &mut Vec<String>) -> Result<Pointed, FetchError> {
-        let sources = self.sources(&reference.location)?;
+        let sources = sources(self.access, &reference.location)?;
         let name = format!("{}:{}", reference.location.name(), reference.tag());
         let Some(digest) = reference.digest else {
             if reference.tag_was_omitted() {

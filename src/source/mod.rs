@@ -12,6 +12,7 @@
 //! registry                  the distribution API: which request, and whether the answer keeps to what was asked
 //!   registry/push, upload   writing; the body of a blob on its way, given up when it stalls
 //!   registry/referrers      who refers to a manifest: the API, or the tag that stands in for it
+//!   registry/tags           the list of tags, page by page
 //!   transport, body         one HTTP request with its redirects; an answer's bytes, counted and timed
 //!   clients                 which of them share connections
 //!   lookup                  host names, looked up where nobody is held by it
@@ -106,6 +107,11 @@ pub trait Source: Send + Sync + fmt::Debug {
 
     /// All tags of the repository that name kits: those that hold referrers are left out.
     async fn tags(&self) -> Result<Vec<String>, SourceError>;
+
+    /// The same with what they point at, where that is known without a request for each.
+    async fn tags_and_digests(&self) -> Result<Vec<(String, Option<Digest>)>, SourceError> {
+        Ok(self.tags().await?.into_iter().map(|tag| (tag, None)).collect())
+    }
 
     /// The manifests of this artifact type that refer to `subject`. What they are is the source's claim.
     async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Digest>, SourceError>;
