@@ -42,14 +42,24 @@ impl KitArgs {
         verify: Verify,
         is_to_mount: bool,
     ) -> Result<(Context, Resolved), Failure> {
-        let filters = Filters::parse(&self.selection.filter).map_err(Failure::usage)?;
         let context = self.fetch.context(&self.connection, verify)?;
+        let resolved = self.resolve_in(&context, reference, is_to_mount).await?;
+        Ok((context, resolved))
+    }
+
+    /// The same with a cache and limits that are there already.
+    pub(super) async fn resolve_in(
+        &self,
+        context: &Context,
+        reference: &Reference,
+        is_to_mount: bool,
+    ) -> Result<Resolved, Failure> {
+        let filters = Filters::parse(&self.selection.filter).map_err(Failure::usage)?;
         let access = self.fetch.access(&self.connection)?;
         let mut request = Request { filters, is_to_mount, ..Request::new(reference.clone()) };
         self.selection.choice.apply(&mut request);
         self.trust.apply(&mut request)?;
-        let resolved = resolve(&context, &access, &request).await?;
-        Ok((context, resolved))
+        resolve(context, &access, &request).await
     }
 
     /// Opens a kit for a look inside, and says what there is to note.

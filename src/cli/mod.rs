@@ -1,7 +1,7 @@
 //! The command line: one file a command.
 //!
-//! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tags`, `tag`, `diff`, `index`, `verify`,
-//!   `cache`: the commands; `served`: what a mount tells.
+//! - `mount`, `unmount`, `status`, `switch`, `rollback`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tags`, `tag`, `diff`,
+//!   `index`, `verify`, `cache`: the commands; `serve`: a mount that serves; `served`: what it tells.
 //! - [`options`] and [`log`]: groups of flags that commands share; [`config`]: where their defaults come from.
 //! - [`kits`]: from a reference to an opened kit; [`walk`]: paths in it; [`progress`]: what is being fetched.
 //! - [`output`]: what is said on standard output and standard error; [`failure`]: errors and exit codes.
@@ -26,8 +26,11 @@ mod output;
 mod progress;
 mod pull;
 mod resolve;
+mod rollback;
+mod serve;
 mod served;
 mod status;
+mod switch;
 mod tag;
 mod tags;
 mod unmount;
@@ -62,7 +65,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 /// The commands by what they are for, as `--help` shows them.
 const GROUPS: [(&str, &[&str]); 5] = [
-    ("Mounts", &["mount", "unmount", "status"]),
+    ("Mounts", &["mount", "unmount", "status", "switch", "rollback"]),
     ("Without a mount", &["ls", "cat", "inspect", "resolve", "pull"]),
     ("Tags and digests", &["tags", "tag"]),
     ("Making kits readable in parts", &["index", "verify"]),
@@ -84,6 +87,8 @@ enum Command {
     Mount(mount::Mount),
     Unmount(unmount::Unmount),
     Status(status::Status),
+    Switch(switch::Switch),
+    Rollback(rollback::Rollback),
     Ls(ls::Ls),
     Cat(cat::Cat),
     Inspect(inspect::Inspect),
@@ -135,6 +140,8 @@ impl Cli {
                 Command::Mount(command) => command.run().await,
                 Command::Unmount(command) => command.run().await,
                 Command::Status(command) => command.run().await,
+                Command::Switch(command) => command.run().await,
+                Command::Rollback(command) => command.run().await,
                 Command::Ls(command) => command.run().await,
                 Command::Cat(command) => command.run().await,
                 Command::Inspect(command) => command.run().await,

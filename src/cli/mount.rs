@@ -17,17 +17,21 @@ use super::config::absolute;
 use super::kits::{self, KitArgs};
 use super::options::{JsonArgs, MountVerifyArgs, ProgressArgs};
 use super::progress::{Steps, Waiting};
-use super::served::{self, Served};
+use super::serve::answer::answer;
+use super::serve::follow::{self, Follow, Pace};
+use super::serve::{Opened, Opener, Purpose, Serving, parse_label};
+use super::served::Served;
 use super::ways::WaysArgs;
 use super::{Failure, dry_run, status};
 use crate::cache::Cache;
-use crate::fetch::Kit;
-use crate::fs::prefetch::{Prefetch, Report, State};
+use crate::fs::prefetch::{Report, State};
+use crate::fs::trees::Trees;
 use crate::fs::{Fs, Ownership, Selection};
 use crate::mount::daemon::{self, Reporter};
 use crate::mount::{self, Left, MountPoint, StateDir};
 use crate::reference::{Location, Reference};
 use crate::report::chain;
+use crate::{source, units};
 
 /// Mounts a kit on a directory; without REF lists the mounts
 #[derive(Debug, Args)]
@@ -39,6 +43,7 @@ Examples:
   kitfs mount llama:8b /mnt/llama --filter model       the model alone
   kitfs mount --dry-run oci:kits/llama                 what would be served and fetched
   kitfs mount --prefetch all --wait llama:8b           returns when all of it is here
+  kitfs mount --follow ghcr.io/team/llama:production   another kit when the tag moves
   sudo kitfs mount --allow-other llama:8b /mnt/llama   for other users and containers"
 )]
 pub(super) struct Mount {
@@ -67,6 +72,11 @@ pub(super) struct Mount {
     /// Return when what is to be prefetched is here; the mount is of use before. If it fails, the mount stays
     #[arg(long, requires = "reference", conflicts_with = "dry_run")]
     wait: bool,
+    /// What the history and `status` tell with the mount, such as job=4711; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label, requires = "reference")]
+    label: Vec<(String, String)>,
+    #[command(flatten)]
+    follow: FollowArgs,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -79,6 +89,27 @@ pub(super) struct Mount {
     json: JsonArgs,
     #[command(flatten)]
     progress: ProgressArgs,
+}
+
+/// Whether the mount goes with its tag.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Following a tag")]
+struct FollowArgs {
+    /// Serve what the tag points at, also when it moves
+    #[arg(long, requires = "reference", conflicts_with = "dry_run")]
+    follow: bool,
+    /// How often the tag is asked for
+    #[arg(long, env = "KITFS_INTERVAL", value_name = "DURATION", default_value = "30s", value_parser = units::parse_duration)]
+    interval: Duration,
+    /// Switch when no file was opened for so long, as a loader that opens one after the other must not get two kits
+    #[arg(long, env = "KITFS_SETTLE", value_name = "DURATION", default_value = "30s", value_parser = units::parse_duration)]
+    settle: Duration,
+    /// Switch after so long in any case
+    #[arg(long, env = "KITFS_SETTLE_MAX", value_name = "DURATION", default_value = "10m", value_parser = units::parse_duration)]
+    settle_max: Duration,
+    /// A command that the shell runs after each switch, with KITFS_DIR, KITFS_OLD and KITFS_NEW; nothing waits for it
+    #[arg(long, env = "KITFS_ON_SWITCH", value_name = "COMMAND")]
+    on_switch: Option<String>,
 }
 
 /// Who may read, and what owners and modes they see.
@@ -179,7 +210,7 @@ impl Mount {
     }
 
     async fn serve_as_daemon(
-        &self,
+        self,
         reference: &Reference,
         selection: Selection,
         reporter: Reporter,
@@ -203,14 +234,15 @@ impl Mount {
         Err(Failure::Reported)
     }
 
-    async fn serve_in_foreground(&self, reference: &Reference, selection: Selection) -> Result<(), Failure> {
+    async fn serve_in_foreground(self, reference: &Reference, selection: Selection) -> Result<(), Failure> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let is_ready = tokio::sync::Notify::new();
+        let as_json = self.json.json;
         let ready = |served: &Served| {
             is_ready.notify_one();
             // The mount is of use even where nobody reads what it says.
-            if let Err(failure) = served.print(self.json.json) {
+            if let Err(failure) = served.print(as_json) {
                 tracing::warn!("{}", failure.message());
             }
         };
@@ -233,7 +265,7 @@ impl Mount {
 
     /// Resolves, mounts, and serves until the mount is gone. Whatever was made on the way goes if this future does.
     async fn serve(
-        &self,
+        self,
         reference: &Reference,
         selection: Selection,
         log_file: Option<PathBuf>,
@@ -243,74 +275,92 @@ impl Mount {
         let state = StateDir::from_env()?;
         let dir = self.dir.clone().map_or_else(|| default_dir(reference), Ok)?;
         let point = MountPoint::prepare(&dir, &state)?;
-        let verify = self.verify.verify();
-        step(Step::Named(&format!("resolving {reference}")));
-        let (context, resolved) = self.kit.resolve(reference, verify, true).await?;
-        let kit = Kit::open(&context, resolved);
-        step(Step::Named(&format!("reading the beginning of {} layers", kit.layers.len())));
-        let mut tree = kit.skeleton();
-        let warnings = kit.probe(&context, &mut tree).await?.warnings;
-        for warning in kit.resolved.plan.warnings.iter().chain(&warnings) {
-            tracing::warn!("{warning}");
-        }
+        let follow = self.follow.follow(reference, &self.kit)?;
+        let context = self.kit.fetch.context(&self.kit.connection, self.verify.verify())?;
+        let ownership = self.access.ownership();
+        let purpose = Purpose {
+            dir: point.dir().to_owned(),
+            labels: self.label.into_iter().collect(),
+            selection,
+            on_switch: self.follow.on_switch,
+            offline: self.kit.connection.is_offline(),
+        };
+        let opener = Opener { kit: self.kit, context, ownership };
+        let Opened { fs, warnings } = opener.open(reference, |named| step(Step::Named(named))).await?;
         step(Step::Named("mounting"));
+        let cache = opener.context.cache.clone();
         let options = mount::Options {
             reference: reference.to_string(),
-            digest: kit.resolved.digest,
-            shows: kit.resolved.pinned(),
+            digest: fs.kit().resolved.digest,
+            shows: fs.kit().resolved.pinned(),
             allow_other: self.access.allow_other,
-            cache_dir: Some(context.cache.root().to_owned()),
+            cache_dir: Some(cache.root().to_owned()),
             log_file,
-            state,
+            state: state.clone(),
             point,
         };
-        let offline = self.kit.connection.is_offline();
-        let served = Arc::new(Served::new(&kit, options.point.dir().to_owned(), offline, warnings));
-        let cache = context.cache.clone();
-        let fs = Fs::new(kit, context, tree, self.access.ownership()).read_in(self.ways.allowed());
-        let fs = Arc::new(fs);
+        let trees = Arc::new(Trees::new(Arc::new(fs.read_in(self.ways.allowed()))));
+        let served = (trees.clone(), reference.clone(), warnings);
+        let serving = Arc::new(Serving::new(opener, purpose, state, served, follow));
         let handler = {
-            let (fs, served, cache) = (fs.clone(), served.clone(), cache.clone());
-            move |request| served::answer(fs.clone(), served.clone(), cache.clone(), verify, request)
+            let serving = serving.clone();
+            move |request| answer(serving.clone(), request)
         };
         let yielding = tokio::spawn(yield_room(cache.clone()));
-        let cache_of_mount = cache.clone();
         let mounted = Notify::new();
-        let serving = mount::serve(fs.clone(), options, handler, |record| {
+        let mounting = mount::serve(trees, options, handler, |record| {
             tracing::info!(shows = record.shows, dir = %record.mount_point.display(), "mounted");
-            // Without the note, what it served before goes as soon as anything else.
-            let (dir, digest) = (record.mount_point.clone(), record.digest);
-            tokio::task::spawn_blocking(move || {
-                let noted = cache.note_served(&dir, &digest);
-                noted.unwrap_or_else(|error| tracing::debug!(%error, "what the directory serves is not noted"));
-            });
+            serving.mounted(record);
             mounted.notify_one();
         });
-        let mut background = None;
         let telling = async {
             mounted.notified().await;
-            background = Prefetch::start(&fs, selection);
+            let fs = serving.fs();
             if self.wait {
                 prefetched(&fs, |report| step(Step::Prefetch(report))).await;
             }
             let prefetch = fs.prefetch().map(|prefetch| prefetch.report(fs.kit()));
             // What was waited for may have proved more than was known before.
-            ready(&Served { prefetch, trust: fs.kit().tier(), ..Served::clone(&served) });
+            ready(&Served { prefetch, trust: fs.kit().tier(), ..Served::clone(&serving.served()) });
+            follow::run(serving.clone()).await;
             std::future::pending().await
         };
         let left = tokio::select! {
-            left = serving => left?,
+            left = mounting => left,
             never = telling => never,
         };
-        drop(background);
+        serving.left().await;
         yielding.abort();
-        keep_limit(cache_of_mount).await;
+        let left = left?;
+        keep_limit(cache).await;
         match left {
             Left::Unmounted | Left::Signal => tracing::info!("left"),
             Left::Aborted => tracing::warn!("the connection was aborted; the mount is detached"),
             Left::SignalWhileBusy => tracing::warn!("left while files were open; reading them fails from now on"),
         }
         Ok(())
+    }
+}
+
+impl FollowArgs {
+    /// The tag that is to be followed, if one is.
+    fn follow(&self, reference: &Reference, kit: &KitArgs) -> Result<Option<Follow>, Failure> {
+        if !self.follow {
+            return Ok(None);
+        }
+        if reference.digest.is_some() {
+            return Err(Failure::usage(format!(
+                "--follow: {reference} has a digest, which never moves; name a tag alone"
+            )));
+        }
+        if self.interval.is_zero() {
+            return Err(Failure::usage("--interval: expected more than no time at all"));
+        }
+        let access = kit.fetch.access(&kit.connection)?;
+        let source = source::open(&reference.location, &access.connection, &access.kit_home);
+        let source = source.map_err(|error| Failure::failed(chain(&error)))?;
+        let pace = Pace { interval: self.interval, settle: self.settle, settle_max: self.settle_max };
+        Ok(Some(Follow::new(reference.clone(), source, pace, kit.fetch.meta_timeout())))
     }
 }
 

@@ -307,6 +307,11 @@ impl FetchArgs {
         Ok(Context::new(Arc::new(cache), limits, verify))
     }
 
+    /// How long names and sizes may take in total.
+    pub(super) fn meta_timeout(&self) -> Duration {
+        self.names.meta_timeout
+    }
+
     /// How sources are reached, for content too.
     pub(super) fn access(&self, connection: &ConnectionArgs) -> Result<Access, Failure> {
         let mut access = connection.access(&self.names)?;

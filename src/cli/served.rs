@@ -10,18 +10,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Failure;
 use super::output::{self, Output, printable};
-use crate::cache::Cache;
 use crate::digest::Digest;
-use crate::fetch::{Kit, LastSeen, LayerFetch, Resolved, Tier, Verify};
+use crate::fetch::{Context, Kit, LastSeen, LayerFetch, Resolved, Tier};
 use crate::fs::Fs;
 use crate::fs::prefetch::{Report, State};
 use crate::units::format_size;
 
 /// How long looking at the cache's disk may take for an answer: who asks waits ten seconds, and everything else is known.
 const COUNTING: Duration = Duration::from_secs(4);
-
-/// The request that [`answer`] knows.
-pub(super) const STATUS: &str = "status";
 
 /// What it means for a mount that registries are not to be asked.
 pub(super) const OFFLINE: &str = "no registry is asked; to read what is not in the cache is an I/O error";
@@ -146,45 +142,35 @@ pub(super) fn kits(resolved: &Resolved) -> Vec<KitOfChain> {
     resolved.origins.iter().map(kit).collect()
 }
 
-/// Answers a request on the control socket.
-pub(super) async fn answer(
-    fs: Arc<Fs>,
-    served: Arc<Served>,
-    cache: Arc<Cache>,
-    verify: Verify,
-    request: Value,
-) -> Value {
-    match request["cmd"].as_str() {
-        Some(STATUS) => {
-            let until = Instant::now() + COUNTING;
-            let full = tokio::task::spawn_blocking(move || cache.fullness());
-            let full = timeout_at(until, full).await.ok().and_then(Result::ok).flatten();
-            let mut layers = Vec::new();
-            for fetch in &fs.kit().layers {
-                layers.push(layer(fetch, until).await);
-            }
-            // What went wrong since it was mounted counts too.
-            let indexes = fs.kit().layers.iter().filter_map(|layer| layer.unusable_index());
-            let since = indexes.filter(|warning| !served.warnings.iter().any(|known| known == warning));
-            let warnings: Vec<&str> = served.warnings.iter().map(String::as_str).chain(since).collect();
-            json!({
-                "verify": verify,
-                "trust": fs.kit().tier(),
-                "bytes": served.bytes,
-                "kits": served.kits,
-                "offline": served.offline,
-                "last_known": served.last_known,
-                "layers": layers,
-                "conflicts": fs.conflicts(),
-                "prefetch": fs.prefetch().map(|prefetch| prefetch.report(fs.kit())),
-                "full": full,
-                "reads": fs.ways().report(),
-                "notes": served.notes,
-                "warnings": warnings,
-            })
-        }
-        _ => json!({ "error": format!("unknown request {request}; known is {{\"cmd\":\"{STATUS}\"}}") }),
+/// How a mount is, as far as its kit goes.
+pub(super) async fn status(fs: Arc<Fs>, served: Arc<Served>, context: Context) -> Value {
+    let until = Instant::now() + COUNTING;
+    let cache = context.cache.clone();
+    let full = tokio::task::spawn_blocking(move || cache.fullness());
+    let full = timeout_at(until, full).await.ok().and_then(Result::ok).flatten();
+    let mut layers = Vec::new();
+    for fetch in &fs.kit().layers {
+        layers.push(layer(fetch, until).await);
     }
+    // What went wrong since it was mounted counts too.
+    let indexes = fs.kit().layers.iter().filter_map(|layer| layer.unusable_index());
+    let since = indexes.filter(|warning| !served.warnings.iter().any(|known| known == warning));
+    let warnings: Vec<&str> = served.warnings.iter().map(String::as_str).chain(since).collect();
+    json!({
+        "verify": context.verify,
+        "trust": fs.kit().tier(),
+        "bytes": served.bytes,
+        "kits": served.kits,
+        "offline": served.offline,
+        "last_known": served.last_known,
+        "layers": layers,
+        "conflicts": fs.conflicts(),
+        "prefetch": fs.prefetch().map(|prefetch| prefetch.report(fs.kit())),
+        "full": full,
+        "reads": fs.ways().report(),
+        "notes": served.notes,
+        "warnings": warnings,
+    })
 }
 
 /// How a layer is. `content` and `cached` count bytes of its files, as far as they are known in time.

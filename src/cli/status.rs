@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::options::JsonArgs;
 use super::output::{self, Output, printable};
+use super::serve::answer::{self, Request};
 use super::{Failure, served, ways};
 use crate::mount::control::{self, ControlError};
 use crate::mount::{Condition, Mount, MountError, StateDir};
@@ -24,12 +25,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
     after_help = "\
 Examples:
   kitfs status
+  kitfs status --check llama                 whether its tag has moved
   kitfs status llama --json"
 )]
 pub(super) struct Status {
     /// Only the mount on this directory
     #[arg(value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Ask where the tag points now, and tell whether it has moved away from what is served
+    #[arg(long)]
+    check: bool,
     #[command(flatten)]
     json: JsonArgs,
 }
@@ -51,7 +56,7 @@ impl Status {
         let mut all = Vec::new();
         for mount in &mounts {
             let live = mount.condition != Condition::Dead;
-            all.push((mount, if live { Some(ask(&state, mount).await) } else { None }));
+            all.push((mount, if live { Some(ask(&state, mount, self.check).await) } else { None }));
         }
         let mut out = Output::new();
         if self.json.json {
@@ -83,7 +88,7 @@ pub(super) fn list(json: JsonArgs) -> Result<(), Failure> {
             say_nothing_is_mounted();
         }
         let row = |mount: &Mount| {
-            vec![mount.record.mount_point.display().to_string(), mount.record.shows.clone(), condition(mount)]
+            vec![mount.record.mount_point.display().to_string(), mount.record.serves().to_owned(), condition(mount)]
         };
         out.table(&mounts.iter().map(row).collect::<Vec<_>>())?;
     }
@@ -94,15 +99,16 @@ pub(super) fn say_nothing_is_mounted() {
     output::say("note", "nothing is mounted");
 }
 
-async fn ask(state: &StateDir, mount: &Mount) -> Result<Value, ControlError> {
-    control::ask(&state.socket(&mount.record), &json!({ "cmd": served::STATUS }), PATIENCE).await
+async fn ask(state: &StateDir, mount: &Mount, check: bool) -> Result<Value, ControlError> {
+    let patience = if check { PATIENCE + answer::CHECK } else { PATIENCE };
+    control::ask(&state.socket(&mount.record), &json!(Request::Status { check }), patience).await
 }
 
 fn facts(mount: &Mount) -> Value {
     let record = &mount.record;
     json!({
         "mountpoint": record.mount_point,
-        "reference": record.shows,
+        "reference": record.serves(),
         "asked": record.reference,
         "digest": record.digest,
         "pid": record.pid,
@@ -141,7 +147,7 @@ fn print(out: &mut Output, mount: &Mount, details: Option<&Result<Value, Control
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let age = Duration::from_secs(now.as_secs().saturating_sub(record.started_at));
     let mut lines = vec![
-        ("kit", record.shows.clone()),
+        ("kit", record.serves().to_owned()),
         ("condition", condition(mount)),
         ("since", format!("{} ({} ago)", since(mount), format_duration(age))),
         ("pid", record.pid.to_string()),
@@ -162,6 +168,16 @@ fn print(out: &mut Output, mount: &Mount, details: Option<&Result<Value, Control
                 lines.push(("reads", ways::in_words(&report)));
                 lines.extend(ways::short_read_ahead(&report).map(|ahead| ("read-ahead", ahead)));
             }
+            lines.extend(tag_in_words(&details["tag"]).map(|tag| ("tag", tag)));
+            lines.extend(follow_in_words(&details["follow"]).map(|follow| ("follow", follow)));
+            if let Some(labels) = details["labels"].as_object().filter(|labels| !labels.is_empty()) {
+                let label = |(key, value): (&String, &Value)| format!("{key}={}", value.as_str().unwrap_or_default());
+                lines.push(("labels", labels.iter().map(label).collect::<Vec<_>>().join(" ")));
+            }
+            let older: Vec<String> = list("trees").iter().skip(1).map(text).collect();
+            if !older.is_empty() {
+                lines.push(("older", format!("still open: {}", older.join(" "))));
+            }
             if details["offline"] == true {
                 lines.push(("offline", served::OFFLINE.to_owned()));
             }
@@ -181,6 +197,33 @@ fn print(out: &mut Output, mount: &Mount, details: Option<&Result<Value, Control
     let row = |(key, value): (&str, String)| vec![format!("  {key}"), printable(value.as_bytes())];
     out.table(&lines.into_iter().map(row).collect::<Vec<_>>())?;
     out.table(&layers.iter().map(layer).collect::<Vec<_>>())
+}
+
+/// Where a tag points now, next to what is served.
+fn tag_in_words(tag: &Value) -> Option<String> {
+    let text = |key: &str| tag[key].as_str();
+    match (text("error"), text("tag"), text("digest")) {
+        (Some(why), Some(tag), _) => Some(format!("{tag}: {why}")),
+        (Some(why), None, _) => Some(why.to_owned()),
+        (None, Some(name), Some(digest)) if tag["drift"] == true => Some(format!("{name} has moved to {digest}")),
+        (None, Some(name), _) => Some(format!("{name} points at what is served")),
+        _ => None,
+    }
+}
+
+/// How a tag is followed.
+fn follow_in_words(follow: &Value) -> Option<String> {
+    let reference = follow["reference"].as_str()?;
+    let at = follow["tag_digest"].as_str().unwrap_or_default();
+    let drift = if follow["drift"] == true { format!("; the tag points at {at}") } else { String::new() };
+    Some(match follow["state"].as_str().unwrap_or_default() {
+        "paused" => {
+            format!("{reference}, paused as another kit was chosen by hand{drift}; kitfs switch DIR --follow goes on")
+        }
+        "settling" => format!("{reference}, about to switch when no file has been opened for a while{drift}"),
+        "failing" => format!("{reference}, which fails: {}{drift}", follow["error"].as_str().unwrap_or_default()),
+        _ => format!("{reference}{drift}"),
+    })
 }
 
 /// A layer as a row of a table.

@@ -62,7 +62,8 @@ impl Kit {
     pub async fn probe(&self, context: &Context, tree: &mut Tree) -> Result<Probed, FetchError> {
         let patience = context.limits.meta_timeout;
         let deadline = tokio::time::Instant::now() + patience;
-        let asked = self.layers.iter().enumerate().map(|(at, layer)| async move {
+        let layers = self.layers.clone().into_iter().enumerate();
+        let asked = layers.map(|(at, layer)| async move {
             let answer = tokio::time::timeout_at(deadline, layer.probe_unless_away()).await.unwrap_or_else(|_| {
                 let what = format!("the first read of layer {}", layer.layer.digest);
                 Err(FetchError::Timeout { what, after: patience, cause: None })

@@ -13,6 +13,7 @@ mod files;
 mod names;
 pub mod prefetch;
 mod selection;
+pub mod trees;
 pub mod ways;
 mod xattr;
 
@@ -136,7 +137,7 @@ pub struct Ownership {
     pub for_others: bool,
 }
 
-/// A mounted kit.
+/// A kit's files and directories.
 #[derive(Debug)]
 pub struct Fs {
     kit: Kit,
@@ -144,7 +145,7 @@ pub struct Fs {
     ownership: Ownership,
     names: Arc<Names>,
     at_hand: AtHand,
-    ways: Ways,
+    ways: Arc<Ways>,
     conflicts: Mutex<Vec<String>>,
     prefetch: OnceLock<Arc<Prefetch>>,
 }
@@ -158,7 +159,7 @@ impl Fs {
             ownership,
             names: Arc::new(Names::new(tree)),
             at_hand: AtHand::new(),
-            ways: Ways::new(Allowed::default(), false),
+            ways: Arc::new(Ways::new(Allowed::default(), false)),
             conflicts: Mutex::default(),
             prefetch: OnceLock::new(),
         }
@@ -166,13 +167,34 @@ impl Fs {
 
     /// The same, read by the kernel in the ways that are allowed.
     pub fn read_in(mut self, allowed: Allowed) -> Self {
-        self.ways = Ways::new(allowed, self.context.cache.rechecks());
+        self.ways = Arc::new(Ways::new(allowed, self.context.cache.rechecks()));
+        self
+    }
+
+    /// The same, read as another kit's files in the same mount are.
+    pub fn read_like(mut self, other: &Self) -> Self {
+        self.ways = other.ways.clone();
         self
     }
 
     /// How files are read.
-    pub fn ways(&self) -> &Ways {
+    pub fn ways(&self) -> &Arc<Ways> {
         &self.ways
+    }
+
+    /// Whether a node has this number.
+    fn has(&self, ino: Ino) -> bool {
+        self.tree().by_ino(ino.0).is_some()
+    }
+
+    /// A number for the root, apart from [`Ino::ROOT`], that tells this kit.
+    fn root_number(&self) -> u64 {
+        self.tree().root_number()
+    }
+
+    /// Attributes of a directory that no layer names.
+    fn skeleton_attr(&self) -> Attr {
+        self.attr_of(&self.tree(), NodeId::ROOT)
     }
 
     /// A file of the cache, to ask what its file system can do.
@@ -242,15 +264,10 @@ impl Fs {
         Ok(self.attr_of(&tree, id))
     }
 
-    /// Opens a directory. What it holds does not change; but the names in the root are those that a switch to another kit
-    /// changes.
-    pub async fn opendir(&self, ino: Ino) -> Result<OpenedDir, FsError> {
-        let dir = self.directory(ino)?;
-        Ok(OpenedDir { handle: 0, keep_cache: dir != NodeId::ROOT })
+    /// Refuses to open what is no directory.
+    pub fn opendir(&self, ino: Ino) -> Result<(), FsError> {
+        self.directory(ino).map(drop)
     }
-
-    /// Ends what [`Fs::opendir`] began. Handles carry no state yet.
-    pub fn releasedir(&self, _handle: u64) {}
 
     /// Hands the entries of a directory after `offset` to `is_enough`, until it says so.
     pub async fn readdir(
@@ -292,9 +309,6 @@ impl Fs {
             Some(RowKind::File | RowKind::Directory) | None => Err(FsError::NotLink),
         }
     }
-
-    /// The kernel has forgotten a node. Nodes live as long as their tree.
-    pub fn forget(&self, _ino: Ino, _lookups: u64) {}
 
     /// The size of the kit; nothing is free.
     pub fn statfs(&self) -> Statfs {

@@ -1,4 +1,4 @@
-//! The adapter: fuser ↔ [`crate::fs`]. The only module that knows fuser.
+//! The adapter: fuser ↔ [`crate::fs::trees`]. The only module that knows fuser.
 //!
 //! Methods translate and never decide. Invariants:
 //! - An event thread never waits for the network or a disk. A request's future is polled once where it arrived; what is
@@ -16,15 +16,19 @@ mod open_modes;
 mod passthrough;
 mod requests;
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
 
+use crate::fs::trees::{Kernel, Trees};
+use crate::fs::ways::Ways;
 use crate::fs::{Fs, FsError, Ino};
 use passthrough::Files;
 
@@ -47,20 +51,22 @@ impl Session {
     /// Takes the FUSE device of a mount that was just made, and agrees with the kernel on how to speak.
     ///
     /// Reads the kernel's first request, so it belongs on a thread that may wait.
-    pub fn handshake(fs: Arc<Fs>, runtime: Handle, device: OwnedFd) -> io::Result<Self> {
+    pub fn handshake(trees: Arc<Trees>, runtime: Handle, device: OwnedFd) -> io::Result<Self> {
         let mut config = fuser::Config::default();
         config.n_threads = Some(EVENT_THREADS);
+        let (fs, ways) = (trees.now().fs().clone(), trees.ways());
         let disk = disk::Disk::new(runtime.clone(), Arc::clone(fs.memory().replies()));
         let ours = device.as_fd().try_clone_to_owned()?;
         let sample = sample(&fs);
-        let adapter =
-            Adapter { fs: fs.clone(), runtime, disk, files: Arc::new(Files::new(fs.clone())), sample: sample.clone() };
+        let files = Arc::new(Files::new(ways.clone()));
+        let adapter = Adapter { fs: trees.clone(), ways: ways.clone(), runtime, disk, files, sample: sample.clone() };
         // fuser would mount and unmount by itself too, but its check before unmounting is inverted and can remove
         // somebody else's file system; a session on a descriptor never unmounts.
         let session = fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config)?;
-        if let Some(sample) = sample.filter(|_| fs.ways().may_pass()) {
-            passthrough::probe(&ours, &sample).unwrap_or_else(|why| fs.ways().note_no_passthrough(why));
+        if let Some(sample) = sample.filter(|_| ways.may_pass()) {
+            passthrough::probe(&ours, &sample).unwrap_or_else(|why| ways.note_no_passthrough(why));
         }
+        trees.attach(Box::new(Line(session.notifier())));
         Ok(Self(session))
     }
 
@@ -85,8 +91,25 @@ fn sample(fs: &Fs) -> Option<Arc<File>> {
     opened.inspect_err(|error| fs.ways().note_no_passthrough(format!("the cache can't be opened: {error}"))).ok()
 }
 
+/// What we tell the kernel unasked.
+#[derive(Debug)]
+struct Line(fuser::Notifier);
+
+impl Kernel for Line {
+    fn forget_name(&self, directory: Ino, name: &[u8]) {
+        // It may know nothing of the name, which is an error too.
+        let _ = self.0.inval_entry(fuser::INodeNo(directory.0), OsStr::from_bytes(name));
+    }
+
+    fn forget_attributes(&self, node: Ino) {
+        // A negative offset spares what is cached of its content.
+        let _ = self.0.inval_inode(fuser::INodeNo(node.0), -1, 0);
+    }
+}
+
 struct Adapter {
-    fs: Arc<Fs>,
+    fs: Arc<Trees>,
+    ways: Arc<Ways>,
     runtime: Handle,
     disk: Arc<disk::Disk>,
     files: Arc<Files>,
@@ -126,7 +149,7 @@ fn guard(operation: &'static str, callback: impl FnOnce()) {
 }
 
 /// Logs why a request failed and says what the kernel is told. `name` is a name in the node, or empty.
-fn refusal(fs: &Fs, operation: &'static str, node: u64, name: &[u8], error: &FsError) -> fuser::Errno {
+fn refusal(fs: &Trees, operation: &'static str, node: u64, name: &[u8], error: &FsError) -> fuser::Errno {
     use rustix::io::Errno;
     let errno = error.errno();
     let is_answer = matches!(errno, Errno::NOENT | Errno::NODATA | Errno::OPNOTSUPP);

@@ -17,8 +17,8 @@ use rustix::io::Errno;
 
 use super::open_modes::OpenModes;
 use crate::cache::Object;
-use crate::fs::ways::Way;
-use crate::fs::{Fs, Opened, Via};
+use crate::fs::ways::{Way, Ways};
+use crate::fs::{Opened, Via};
 
 /// The type of an overlay file system, as `statfs` tells it.
 const OVERLAYFS: u64 = 0x794c_7630;
@@ -60,19 +60,19 @@ fn knows_o_direct(file: &File) -> bool {
 /// The files that are open, and what they are read from.
 #[derive(Debug)]
 pub(super) struct Files {
-    fs: Arc<Fs>,
+    ways: Arc<Ways>,
     modes: OpenModes<BackingId>,
     disks: Disks,
 }
 
 impl Files {
-    pub(super) fn new(fs: Arc<Fs>) -> Self {
-        Self { fs, modes: OpenModes::default(), disks: Disks::default() }
+    pub(super) fn new(ways: Arc<Ways>) -> Self {
+        Self { ways, modes: OpenModes::default(), disks: Disks::default() }
     }
 
     /// Answers an open: in the way that was found for it, or in that of those who have the file open already.
     pub(super) fn open(&self, node: INodeNo, opened: &Opened, reply: ReplyOpen) {
-        let ways = self.fs.ways();
+        let ways = &self.ways;
         let object = match &opened.via {
             Via::Passthrough(object) if ways.may_pass() && self.disks.fit(object.file()) => Some(object),
             _ => None,
@@ -99,7 +99,7 @@ impl Files {
         let registered = reply.open_backing(object.file());
         let refused = |error: &io::Error| {
             if Errno::from_io_error(error) == Some(Errno::PERM) {
-                self.fs.ways().note_no_passthrough(refusal(error));
+                self.ways.note_no_passthrough(refusal(error));
             }
             tracing::debug!(%error, "a file is not passed through");
         };

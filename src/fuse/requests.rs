@@ -42,10 +42,10 @@ impl fuser::Filesystem for Adapter {
         }
         // A handle that bypasses the page cache can still be mapped.
         if config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_err() {
-            self.fs.ways().note_no_direct("this kernel can't map a file that is read so; Linux 6.6 and newer can");
+            self.ways.note_no_direct("this kernel can't map a file that is read so; Linux 6.6 and newer can");
         }
         if let Some(Err(why)) = self.sample.as_deref().map(|sample| passthrough::negotiate(config, sample)) {
-            self.fs.ways().note_no_passthrough(why);
+            self.ways.note_no_passthrough(why);
         }
         // Both setters fail on zero or on more than fuser's buffer alone. Nothing is ever written: the size of a
         // write is also that of the largest read.
@@ -162,8 +162,7 @@ impl fuser::Filesystem for Adapter {
     // Answered, although ENOSYS would save the request: the handle pins the tree that the directory belongs to.
     fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let fs = Arc::clone(&self.fs);
-        let work =
-            async move { fs.opendir(ino(node)).await.map_err(|error| refusal(&fs, "opendir", node.0, b"", &error)) };
+        let work = async move { fs.opendir(ino(node)).map_err(|error| refusal(&fs, "opendir", node.0, b"", &error)) };
         self.answer("opendir", work, |outcome| match outcome {
             Ok(opened) => {
                 // Kept, it is read from memory: of what a second look costs, only opening and closing are left.
@@ -175,7 +174,7 @@ impl fuser::Filesystem for Adapter {
         });
     }
 
-    fn readdir(&self, _: &Request, node: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, _: &Request, node: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let fs = Arc::clone(&self.fs);
         let work = async move {
             // `add` says that an entry no longer fits; the kernel asks for it again by its offset.
@@ -183,7 +182,7 @@ impl fuser::Filesystem for Adapter {
                 let (node, kind) = (INodeNo(entry.attr.ino.0), file_type(&entry.attr.kind));
                 reply.add(node, entry.next, kind, OsStr::from_bytes(entry.name))
             };
-            let listed = fs.readdir(ino(node), offset, add).await;
+            let listed = fs.readdir(ino(node), handle.0, offset, false, add).await;
             (reply, listed.map_err(|error| refusal(&fs, "readdir", node.0, b"", &error)))
         };
         self.answer("readdir", work, |(reply, listed)| match listed {
@@ -192,7 +191,7 @@ impl fuser::Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(&self, _: &Request, node: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, _: &Request, node: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let fs = Arc::clone(&self.fs);
         let work = async move {
             let add = |entry: DirEntry<'_>| {
@@ -201,7 +200,7 @@ impl fuser::Filesystem for Adapter {
                 // One for both, of which the name's is never the longer.
                 reply.add(attr.ino, entry.next, name, &entry.attr.name_ttl, &attr, GENERATION)
             };
-            let listed = fs.readdir(ino(node), offset, add).await;
+            let listed = fs.readdir(ino(node), handle.0, offset, true, add).await;
             (reply, listed.map_err(|error| refusal(&fs, "readdirplus", node.0, b"", &error)))
         };
         self.answer("readdirplus", work, |(reply, listed)| match listed {
@@ -210,9 +209,9 @@ impl fuser::Filesystem for Adapter {
         });
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(&self, _: &Request, node: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
         guard("releasedir", || {
-            self.fs.releasedir(handle.0);
+            self.fs.releasedir(ino(node), handle.0);
             reply.ok();
         });
     }

@@ -35,7 +35,7 @@ pub use point::{MountPoint, locate};
 pub use state::{Condition, Mount, Record, StateDir};
 
 use crate::digest::Digest;
-use crate::fs::Fs;
+use crate::fs::trees::Trees;
 use crate::fuse::{Ended, Session};
 use kernel::Busy;
 
@@ -83,7 +83,7 @@ pub enum Left {
 /// `handler` answers requests on the control socket. After [`Left::SignalWhileBusy`] the session's threads still run,
 /// and end with the process.
 pub async fn serve<H, F>(
-    fs: Arc<Fs>,
+    trees: Arc<Trees>,
     options: Options,
     handler: H,
     ready: impl FnOnce(&Record),
@@ -100,13 +100,13 @@ where
     let dir = mounted.point().dir().to_owned();
     let runtime = Handle::current();
     let session = blocking({
-        let (dir, fs) = (dir.clone(), fs.clone());
-        move || Session::handshake(fs, runtime, device).map_err(|cause| MountError::Session { dir, cause })
+        let (dir, trees) = (dir.clone(), trees.clone());
+        move || Session::handshake(trees, runtime, device).map_err(|cause| MountError::Session { dir, cause })
     })
     .await?;
     // After the handshake, which sets it too.
     let ahead = kernel::raise_read_ahead(mounted.entry().device);
-    fs.ways().note_read_ahead(ahead);
+    trees.ways().note_read_ahead(ahead);
     let mut ended = run(session, &dir)?;
 
     let pid = std::process::id();
@@ -116,6 +116,7 @@ where
         reference,
         digest,
         shows: mounted.entry().shows.clone(),
+        serves: None,
         pid,
         pid_started: state::process_started(pid).unwrap_or(0),
         mount_id: mounted.entry().id,
@@ -209,6 +210,7 @@ pub fn unmount(dir: &Path, lazy: bool, state: &StateDir) -> Result<Unmounted, Mo
     // What is open in a dead mount is of no use to anybody: it is never a reason to keep it.
     kernel::unmount(&entry, lazy || was_dead)?;
     let mut ended = true;
+    let shows = recorded.as_ref().map_or_else(|| entry.shows.clone(), |mount| mount.record.serves().to_owned());
     match recorded {
         Some(mount) if was_dead => {
             if mount.record.created_dir {
@@ -220,7 +222,7 @@ pub fn unmount(dir: &Path, lazy: bool, state: &StateDir) -> Result<Unmounted, Mo
         Some(mount) => ended = has_ended(state, &mount.record, if lazy { LAZY_END } else { END })?,
         None => {}
     }
-    Ok(Unmounted { dir, shows: entry.shows, was_dead, ended })
+    Ok(Unmounted { dir, shows, was_dead, ended })
 }
 
 /// Waits a while for a daemon to remove its record, and to end: until then it may be writing to the cache.

@@ -46,8 +46,11 @@ pub struct Record {
     pub reference: String,
     /// The manifest's digest.
     pub digest: Digest,
-    /// What `/proc/mounts` shows as its source.
+    /// What `/proc/mounts` shows as its source: the kit that was mounted first.
     pub shows: String,
+    /// The kit that is served now, with its digest, where that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serves: Option<String>,
     /// The daemon's process.
     pub pid: u32,
     /// When that process started, in clock ticks since the boot: process ids are reused.
@@ -67,6 +70,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// The kit that is served, with its digest.
+    pub fn serves(&self) -> &str {
+        self.serves.as_deref().unwrap_or(&self.shows)
+    }
+
     /// Whether `entry` is the mount that was recorded.
     fn is(&self, entry: &Entry) -> bool {
         entry.is_kitfs()
@@ -120,6 +128,16 @@ impl StateDir {
     /// Where it is.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Changes what is recorded of a mount that is there.
+    pub fn rewrite(&self, record: &Record) -> Result<(), MountError> {
+        let path = self.file(&record.id, "json");
+        // One that has ended meanwhile stays forgotten.
+        if !path.exists() {
+            return Ok(());
+        }
+        write_record(&path, record).map_err(|cause| MountError::disk("write", path, cause))
     }
 
     /// All mounts that are recorded, by mount point. Records of mounts that are no more are removed.
@@ -307,6 +325,7 @@ mod tests {
             reference: "registry.example/a:1".to_owned(),
             digest: Digest::of(b"kit"),
             shows: "registry.example/a:1@sha256:00".to_owned(),
+            serves: None,
             pid: u32::MAX,
             pid_started: 1,
             mount_id: u64::MAX,

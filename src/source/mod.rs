@@ -93,6 +93,12 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// The digest a tag points at now. One request; nothing is cached.
     async fn resolve(&self, tag: &str) -> Result<Digest, SourceError>;
 
+    /// What a tag points at now, if that is something else than `known`. One request, which has no body to send back where it
+    /// is not.
+    async fn moved(&self, tag: &str, known: &Digest) -> Result<Option<Digest>, SourceError> {
+        Ok(Some(self.resolve(tag).await?).filter(|digest| digest != known))
+    }
+
     /// The same for who wants what the tag points at too, which may come in the same answer. The digest is what the source
     /// states; whether the bytes have it is for the caller to see.
     async fn tagged(&self, tag: &str) -> Result<(Digest, Option<Unverified>), SourceError> {

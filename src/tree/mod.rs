@@ -31,6 +31,10 @@ use nodes::Nodes;
 
 /// The inode number of the root, which FUSE fixes.
 pub const ROOT_INO: u64 = 1;
+/// The first inode number of a node; the one before it is free for who serves several trees.
+const FIRST_INO: u64 = ROOT_INO + 2;
+/// Inode numbers of nodes have so many bits: some programs read them as signed, and who serves several trees needs one.
+const INO_BITS: u32 = 62;
 
 /// A position in the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -337,18 +341,25 @@ impl Tree {
         }
     }
 
-    /// The inode number of a name in a directory, and the node that has it. 63 bits: some programs read inode numbers as
-    /// signed. A collision (one in 2^63 a pair) takes the next number.
+    /// A number that no node of another kit's tree has, nor of this one but by a chance of one in 2^62, to stand for the root.
+    pub fn root_number(&self) -> u64 {
+        let mut hasher = SipHasher24::new_with_keys(self.key.0, self.key.1);
+        hasher.write(b"/");
+        (hasher.finish() >> (u64::BITS - INO_BITS)).max(FIRST_INO)
+    }
+
+    /// The inode number of a name in a directory, and the node that has it. A collision (one in 2^62 a pair) takes the next
+    /// number.
     fn locate(&self, dir: NodeId, name: &[u8]) -> (u64, Option<NodeId>) {
         let mut hasher = SipHasher24::new_with_keys(self.key.0, self.key.1);
         hasher.write(&self.nodes.ino(dir).to_le_bytes());
         hasher.write(name);
-        let mut ino = (hasher.finish() >> 1).max(ROOT_INO + 1);
+        let mut ino = (hasher.finish() >> (u64::BITS - INO_BITS)).max(FIRST_INO);
         loop {
             match self.nodes.by_ino(ino) {
                 None => return (ino, None),
                 Some(id) if self.nodes.parent(id) == dir && self.nodes.name(id) == name => return (ino, Some(id)),
-                Some(_) => ino = (ino.wrapping_add(1) & (u64::MAX >> 1)).max(ROOT_INO + 1),
+                Some(_) => ino = (ino.wrapping_add(1) & (u64::MAX >> (u64::BITS - INO_BITS))).max(FIRST_INO),
             }
         }
     }

@@ -19,6 +19,7 @@ pub struct Mounted {
     dir: PathBuf,
     daemon: Pid,
     took: f64,
+    is_there: bool,
 }
 
 impl Mounted {
@@ -31,13 +32,14 @@ impl Mounted {
     pub fn by(kitfs: Kitfs, reference: &str) -> Self {
         let dir = kitfs.path("mnt");
         let (daemon, took) = mount(&kitfs, reference, &dir);
-        Self { kitfs, dir, daemon, took }
+        Self { kitfs, dir, daemon, took, is_there: true }
     }
 
     /// Unmounts, and mounts again with the cache as it is then.
     pub fn again(&mut self, reference: &str) {
         self.leave();
         (self.daemon, self.took) = mount(&self.kitfs, reference, &self.dir);
+        self.is_there = true;
     }
 
     /// The process that serves.
@@ -73,7 +75,11 @@ impl Mounted {
         }
     }
 
-    fn leave(&self) {
+    /// Unmounts. What it has cached stays until this is dropped.
+    pub fn leave(&mut self) {
+        if !std::mem::take(&mut self.is_there) {
+            return;
+        }
         self.kitfs.ok(&["unmount", life::text(&self.dir)]);
         let start = Instant::now();
         while life::runs(self.daemon) {

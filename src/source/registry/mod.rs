@@ -27,7 +27,7 @@ use oci_client::manifest::{
     IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
 };
 use reqwest::header::{
-    ACCEPT, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, RETRY_AFTER,
+    ACCEPT, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, IF_NONE_MATCH, RANGE, RETRY_AFTER,
 };
 use reqwest::{Method, Response, StatusCode};
 use url::Url;
@@ -285,6 +285,31 @@ impl Source for Registry {
             Some(digest) => Ok(digest),
             None => Ok(self.tagged(tag).await?.0),
         }
+    }
+
+    async fn moved(&self, tag: &str, known: &Digest) -> Result<Option<Digest>, SourceError> {
+        let what = self.tag_name(tag)?;
+        let mut headers = manifest_headers();
+        // A manifest's entity tag is its digest, where a registry has them at all.
+        if let Ok(value) = HeaderValue::from_str(&format!("\"{known}\"")) {
+            headers.insert(IF_NONE_MATCH, value);
+        }
+        let url = self.url("manifests", tag);
+        let answer = self.ask(&Ask::read(Method::HEAD, &url, headers)).await?;
+        let found = match answer.response.status() {
+            StatusCode::NOT_MODIFIED => return Ok(None),
+            StatusCode::OK => {
+                self.check_is_no_page(&answer.response)?;
+                stated_digest(answer.response.headers())
+            }
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => None,
+            _ => return Err(self.status_error(&answer, &what)),
+        };
+        let found = match found {
+            Some(found) => found,
+            None => self.tagged(tag).await?.0,
+        };
+        Ok(Some(found).filter(|digest| digest != known))
     }
 
     async fn tagged(&self, tag: &str) -> Result<(Digest, Option<Unverified>), SourceError> {

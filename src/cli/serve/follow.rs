@@ -1,0 +1,204 @@
+//! Following a tag: it is asked for at an interval, and where it has moved, the mount switches to what it points at.
+//!
+//! - Not while a loader is at work: a switch waits until no file of what is served was opened for a while, but not for ever.
+//! - Not after somebody chose another kit by hand: then the tag must move again, or the following be resumed.
+//! - While the registry fails it is asked less and less often.
+//!
+//! Lock: a plain mutex around what is known, held for a look or a note.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::{Action, Asked, Serving};
+use crate::digest::Digest;
+use crate::fetch::transfer::retried;
+use crate::reference::Reference;
+use crate::report::chain;
+use crate::source::Source;
+
+/// A registry that fails is asked after so many intervals at most, and at least as often as each [`LONGEST`].
+const SLOWEST: u32 = 16;
+/// The longest pause after failures, where the interval is not longer.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// How a tag is followed.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::cli) struct Pace {
+    /// How often it is asked for.
+    pub interval: Duration,
+    /// For so long no file may have been opened before a switch,
+    pub settle: Duration,
+    /// but a switch waits no longer than this.
+    pub settle_max: Duration,
+}
+
+/// A tag that is followed.
+#[derive(Debug)]
+pub(in crate::cli) struct Follow {
+    reference: Reference,
+    source: Arc<dyn Source>,
+    pace: Pace,
+    /// How long one answer may take.
+    patience: Duration,
+    known: Mutex<Known>,
+    woken: Notify,
+}
+
+/// What is known of the tag.
+#[derive(Debug, Default)]
+struct Known {
+    /// What it points at, as far as is known.
+    tag: Option<Digest>,
+    checked: Option<Instant>,
+    /// What to switch to, and since when.
+    wanted: Option<(Digest, Instant)>,
+    paused: Paused,
+    failures: u32,
+    error: Option<String>,
+}
+
+/// Whether somebody has chosen another kit by hand.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Paused {
+    #[default]
+    No,
+    /// Until the tag points at something else than it does when it is asked for next.
+    Since,
+    /// Until the tag points at something else.
+    At(Digest),
+}
+
+impl Follow {
+    /// Follows the tag of a reference.
+    pub(in crate::cli) fn new(reference: Reference, source: Arc<dyn Source>, pace: Pace, patience: Duration) -> Self {
+        Self { reference, source, pace, patience, known: Mutex::default(), woken: Notify::new() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(|held| held.into_inner())
+    }
+
+    /// Somebody has chosen a kit by hand.
+    pub(super) fn pause(&self) {
+        let mut known = self.known();
+        (known.paused, known.wanted) = (Paused::Since, None);
+        drop(known);
+        self.woken.notify_one();
+    }
+
+    /// The tag is what counts again, from now on.
+    pub(super) fn resume(&self) {
+        let mut known = self.known();
+        (known.paused, known.failures) = (Paused::No, 0);
+        drop(known);
+        self.woken.notify_one();
+    }
+
+    /// What `status` tells; `top` is what is served.
+    pub(super) fn report(&self, top: Digest) -> Value {
+        let known = self.known();
+        let state = match (known.paused, &known.wanted, known.failures) {
+            (Paused::Since | Paused::At(_), ..) => "paused",
+            (Paused::No, Some(_), 0) => "settling",
+            (Paused::No, _, 1..) => "failing",
+            (Paused::No, None, 0) => "following",
+        };
+        json!({
+            "reference": self.reference.to_string(),
+            "state": state,
+            "interval_seconds": self.pace.interval.as_secs_f64(),
+            "tag_digest": known.tag,
+            "drift": known.tag.is_some_and(|tag| tag != top),
+            "checked_seconds_ago": known.checked.map(|checked| checked.elapsed().as_secs()),
+            "error": known.error,
+        })
+    }
+
+    /// How long until it is asked for again.
+    fn pause_after(&self, failures: u32) -> Duration {
+        let slowed = self.pace.interval * (1 << failures.min(SLOWEST.ilog2()));
+        slowed.min(LONGEST.max(self.pace.interval))
+    }
+
+    /// Asks where the tag points; notes what follows from it.
+    async fn check(&self, top: Digest) {
+        let before = self.known().tag;
+        let what = format!("tag {}", self.reference.tag());
+        let ask = || async {
+            match before {
+                Some(before) => Ok(self.source.moved(self.reference.tag(), &before).await?.unwrap_or(before)),
+                None => self.source.resolve(self.reference.tag()).await,
+            }
+        };
+        let answer = retried(&what, self.patience, ask).await;
+        let mut known = self.known();
+        known.checked = Some(Instant::now());
+        match answer {
+            Ok(tag) => {
+                (known.tag, known.failures, known.error) = (Some(tag), 0, None);
+                known.paused = match known.paused {
+                    Paused::Since => Paused::At(tag),
+                    Paused::At(then) if then != tag => Paused::No,
+                    paused => paused,
+                };
+                let is_wanted = tag != top && known.paused == Paused::No;
+                let since = known.wanted.map_or_else(Instant::now, |(_, since)| since);
+                known.wanted = is_wanted.then_some((tag, since));
+            }
+            Err(error) => known.failed(chain(&error)),
+        }
+    }
+}
+
+impl Known {
+    fn failed(&mut self, why: String) {
+        if self.failures == 0 {
+            tracing::warn!("the tag that is followed: {why}");
+        }
+        self.failures += 1;
+        self.error = Some(why);
+    }
+}
+
+/// Follows for as long as the mount lives.
+pub(in crate::cli) async fn run(serving: Arc<Serving>) {
+    let Some(follow) = &serving.follow else { return };
+    let mut due = Instant::now() + follow.pace.interval;
+    loop {
+        let wanted = follow.known().wanted;
+        let wait = match wanted {
+            Some((_, since)) => {
+                let quiet = follow.pace.settle.saturating_sub(serving.trees.now().unopened());
+                quiet.min(follow.pace.settle_max.saturating_sub(since.elapsed()))
+            }
+            None => Duration::MAX,
+        };
+        if let (Some((tag, _)), true) = (wanted, wait.is_zero()) {
+            let reference = Reference { tag: None, digest: Some(tag), ..follow.reference.clone() };
+            let (typed, action) = (Some(follow.reference.clone()), Action::Switch);
+            let asked = Asked { reference, typed, action, prefetch: false, user: None };
+            let switched = serving.switch(asked).await;
+            let mut known = follow.known();
+            known.wanted = None;
+            if let Err(failure) = switched {
+                known.failed(failure.message());
+            }
+            due = Instant::now() + follow.pause_after(known.failures);
+            continue;
+        }
+        let left = due.saturating_duration_since(Instant::now());
+        let is_woken = tokio::select! {
+            () = follow.woken.notified() => true,
+            () = tokio::time::sleep(left.min(wait)) => false,
+        };
+        if is_woken || Instant::now() >= due {
+            let top = serving.now().top;
+            follow.check(top).await;
+            due = Instant::now() + follow.pause_after(follow.known().failures);
+        }
+    }
+}

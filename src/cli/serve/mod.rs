@@ -1,0 +1,335 @@
+//! A mount that serves: which kit it serves now, how it comes to serve another one, and what it answers.
+//!
+//! - [`Opener`]: from a reference to a tree that can be served, by the flags of the mount.
+//! - [`Serving`]: the mount. A switch opens the new kit first, completes it where that is asked for, and only then changes
+//!   over; so whatever fails leaves the mount as it is.
+//! - [`follow`]: a tag that is watched. [`answer`]: requests on the control socket. [`hook`]: the command after a switch.
+//!
+//! Locks: `step`, one switch at a time, over all of it; `now`, for a look or a note.
+
+pub(super) mod answer;
+pub(super) mod follow;
+mod hook;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+
+use super::Failure;
+use super::kits::KitArgs;
+use super::served::Served;
+use crate::digest::Digest;
+use crate::fetch::{Context, Kit, Resolved};
+use crate::fs::prefetch::{Background, Prefetch, State};
+use crate::fs::trees::Trees;
+use crate::fs::{Fs, Ownership, Selection};
+use crate::history::{Action, Event, History, Outcome};
+use crate::mount::{Record, StateDir};
+use crate::reference::Reference;
+use follow::Follow;
+
+/// The annotation that names the source a kit was made from, as the OCI image specification has it.
+const REVISION: &str = "org.opencontainers.image.revision";
+
+/// How kits are opened for a mount.
+#[derive(Debug)]
+pub(super) struct Opener {
+    pub(super) kit: KitArgs,
+    pub(super) context: Context,
+    pub(super) ownership: Ownership,
+}
+
+/// A kit that can be served.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) fs: Fs,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Opener {
+    /// Follows a reference and asks the kit's layers what they hold.
+    pub(super) async fn open(&self, reference: &Reference, step: impl Fn(&str)) -> Result<Opened, Failure> {
+        step(&format!("resolving {reference}"));
+        let resolved = self.kit.resolve_in(&self.context, reference, true).await?;
+        let kit = Kit::open(&self.context, resolved);
+        step(&format!("reading the beginning of {} layers", kit.layers.len()));
+        let mut tree = kit.skeleton();
+        let warnings = kit.probe(&self.context, &mut tree).await?.warnings;
+        for warning in kit.resolved.plan.warnings.iter().chain(&warnings) {
+            tracing::warn!("{warning}");
+        }
+        Ok(Opened { fs: Fs::new(kit, self.context.clone(), tree, self.ownership), warnings })
+    }
+}
+
+/// What a mount is for, apart from its kit.
+#[derive(Debug)]
+pub(super) struct Purpose {
+    pub(super) dir: PathBuf,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) selection: Selection,
+    pub(super) on_switch: Option<String>,
+    pub(super) offline: bool,
+}
+
+/// A mount that serves.
+#[derive(Debug)]
+pub(super) struct Serving {
+    opener: Opener,
+    purpose: Purpose,
+    state: StateDir,
+    history: History,
+    trees: Arc<Trees>,
+    /// What the state directory knows of the mount.
+    record: OnceLock<Record>,
+    step: tokio::sync::Mutex<()>,
+    now: Mutex<Now>,
+    /// The kit that is completed before it is switched to.
+    coming: Mutex<Option<Arc<Fs>>>,
+    follow: Option<Follow>,
+}
+
+/// What is served.
+#[derive(Debug)]
+struct Now {
+    served: Arc<Served>,
+    /// As it was typed.
+    reference: Reference,
+    /// What its reference leads to: the kit's manifest, or the image index that names it.
+    top: Digest,
+    background: Option<Background>,
+}
+
+/// Another kit that is to be served.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    /// Which.
+    pub(super) reference: Reference,
+    /// As it was typed, where that is another one.
+    pub(super) typed: Option<Reference>,
+    pub(super) action: Action,
+    /// Whether all of it must be here first.
+    pub(super) prefetch: bool,
+    /// Who wants it, where that is not this process.
+    pub(super) user: Option<String>,
+}
+
+fn top(resolved: &Resolved) -> Digest {
+    resolved.index.as_ref().map_or(resolved.digest, |(digest, _)| *digest)
+}
+
+impl Serving {
+    pub(super) fn new(
+        opener: Opener,
+        purpose: Purpose,
+        state: StateDir,
+        (trees, reference, warnings): (Arc<Trees>, Reference, Vec<String>),
+        follow: Option<Follow>,
+    ) -> Self {
+        let fs = trees.now().fs().clone();
+        let resolved = &fs.kit().resolved;
+        let served = Served::new(fs.kit(), purpose.dir.clone(), purpose.offline, warnings);
+        let now = Now { served: Arc::new(served), reference, top: top(resolved), background: None };
+        let history = History::at(state.root());
+        let (record, step, coming) = Default::default();
+        Self { opener, purpose, state, history, trees, record, step, now: Mutex::new(now), coming, follow }
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(|held| held.into_inner())
+    }
+
+    /// What is served, as it was when it began to be.
+    pub(super) fn served(&self) -> Arc<Served> {
+        self.now().served.clone()
+    }
+
+    /// The tree that is served.
+    pub(super) fn fs(&self) -> Arc<Fs> {
+        self.trees.now().fs().clone()
+    }
+
+    /// The mount is there.
+    pub(super) fn mounted(self: &Arc<Self>, record: &Record) {
+        let _ = self.record.set(record.clone());
+        let background = Prefetch::start(&self.fs(), self.purpose.selection.clone());
+        self.now().background = background;
+        self.note_served();
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || this.tell(this.event(Action::Mount)));
+    }
+
+    /// The mount is no more.
+    pub(super) async fn left(self: &Arc<Self>) {
+        self.now().background = None;
+        if self.record.get().is_none() {
+            return;
+        }
+        let this = self.clone();
+        let told = tokio::task::spawn_blocking(move || this.tell(this.event(Action::Unmount)));
+        // It is told by then, or the process ends.
+        let _ = told.await;
+    }
+
+    /// Notes in the cache what the directory serves: without it, what it served before goes as soon as anything else.
+    fn note_served(&self) {
+        let (cache, dir, digest) = (self.opener.context.cache.clone(), self.purpose.dir.clone(), self.served().digest);
+        tokio::task::spawn_blocking(move || {
+            let noted = cache.note_served(&dir, &digest);
+            noted.unwrap_or_else(|error| tracing::debug!(%error, "what the directory serves is not noted"));
+        });
+    }
+
+    /// An event of this mount, as it is now.
+    fn event(&self, action: Action) -> Event {
+        let fs = self.fs();
+        let now = self.now();
+        Event {
+            digest: Some(now.served.digest),
+            mount_point: Some(self.purpose.dir.clone()),
+            mount: self.record.get().map(|record| record.id.clone()),
+            trust: Some(fs.kit().tier().to_string()),
+            revision: fs.kit().resolved.document.annotations.get(REVISION).cloned(),
+            labels: self.purpose.labels.clone(),
+            ..Event::now(action, now.reference.to_string())
+        }
+    }
+
+    /// Writes an event down. Blocks. A record that can't be written is no reason not to serve.
+    fn tell(&self, event: Event) {
+        if let Err(error) = self.history.append(&event) {
+            tracing::error!("{}", crate::report::chain(&error));
+        }
+    }
+
+    /// Serves another kit, once it is opened, and complete where that is asked for. Whatever fails before leaves the mount as
+    /// it is. What is told is what is served then.
+    pub(super) fn switch(self: &Arc<Self>, asked: Asked) -> BoxFuture<'static, Result<Value, Failure>> {
+        let this = self.clone();
+        Box::pin(async move { this.switch_to(asked).await })
+    }
+
+    async fn switch_to(self: &Arc<Self>, asked: Asked) -> Result<Value, Failure> {
+        let _one = self.step.lock().await;
+        let before = self.served().digest;
+        let typed = asked.typed.clone().unwrap_or_else(|| asked.reference.clone());
+        let prepared = self.prepare(&asked).await;
+        *self.coming.lock().unwrap_or_else(|held| held.into_inner()) = None;
+        let (fs, warnings) = match prepared {
+            Ok(prepared) => prepared,
+            Err(failure) => {
+                let outcome = Outcome::Failed(failure.message());
+                self.note(Event {
+                    outcome,
+                    digest: None,
+                    from: Some(before),
+                    reference: typed.to_string(),
+                    user: asked.user.clone().unwrap_or_else(|| self.event(asked.action).user),
+                    ..self.event(asked.action)
+                })
+                .await;
+                return Err(failure);
+            }
+        };
+        let this = self.clone();
+        // From here on it goes on to its end, whoever stops waiting.
+        let done = tokio::spawn(async move { this.change_over(fs, warnings, typed, asked, before).await });
+        done.await.map_err(|_| Failure::failed("the switch broke off; the log of the mount tells more"))
+    }
+
+    /// Opens the kit; a tree that is there already needs no more.
+    async fn prepare(&self, asked: &Asked) -> Result<(Arc<Fs>, Vec<String>), Failure> {
+        let Opened { fs, warnings } = self.opener.open(&asked.reference, |step| tracing::info!("{step}")).await?;
+        let there = self.trees.of(&fs.kit().resolved.digest).map(|live| live.fs().clone());
+        let fs = there.unwrap_or_else(|| Arc::new(fs.read_like(&self.fs())));
+        if asked.prefetch {
+            self.complete(&fs).await?;
+        }
+        Ok((fs, warnings))
+    }
+
+    /// Sees to it that all of a kit is in the cache.
+    async fn complete(&self, fs: &Arc<Fs>) -> Result<(), Failure> {
+        let _background = Prefetch::start(fs, Selection::All);
+        *self.coming.lock().unwrap_or_else(|held| held.into_inner()) = Some(fs.clone());
+        let Some(prefetch) = fs.prefetch() else { return Ok(()) };
+        prefetch.ended().await;
+        let report = prefetch.report(fs.kit());
+        match report.state {
+            State::Failed => Err(Failure::failed(format!(
+                "{} can't be made complete: {}",
+                fs.kit().resolved.pinned(),
+                report.why.unwrap_or_default()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    async fn change_over(
+        self: &Arc<Self>,
+        fs: Arc<Fs>,
+        warnings: Vec<String>,
+        typed: Reference,
+        asked: Asked,
+        before: Digest,
+    ) -> Value {
+        let (trees, next) = (self.trees.clone(), fs.clone());
+        // It waits for the kernel.
+        if let Err(error) = tokio::task::spawn_blocking(move || trees.switch(next)).await {
+            tracing::error!(%error, "the switch broke off");
+        }
+        let served = Served::new(fs.kit(), self.purpose.dir.clone(), self.purpose.offline, warnings);
+        let served = Arc::new(served);
+        {
+            let mut now = self.now();
+            (now.served, now.reference, now.top) = (served.clone(), typed.clone(), top(&fs.kit().resolved));
+            // What was fetched ahead of the one before is not wanted any more.
+            now.background = None;
+        }
+        let background = Prefetch::start(&fs, self.purpose.selection.clone());
+        self.now().background = background;
+        tracing::info!(from = %before, to = %served.digest, reference = %typed, "switched");
+        self.note_served();
+        let event = Event { from: Some(before), ..self.event(asked.action) };
+        self.note(Event { user: asked.user.clone().unwrap_or_else(|| event.user.clone()), ..event }).await;
+        self.rewrite_record(&typed, served.digest).await;
+        if let (Some(command), true) = (&self.purpose.on_switch, before != served.digest) {
+            hook::run(command, &self.purpose.dir, &before, &served.digest);
+        }
+        json!({
+            "mountpoint": self.purpose.dir,
+            "reference": served.reference,
+            "digest": served.digest,
+            "from": before,
+            "trust": fs.kit().tier(),
+            "notes": served.notes,
+            "warnings": served.warnings,
+        })
+    }
+
+    /// Writes an event down.
+    async fn note(self: &Arc<Self>, event: Event) {
+        let this = self.clone();
+        let _ = tokio::task::spawn_blocking(move || this.tell(event)).await;
+    }
+
+    async fn rewrite_record(&self, typed: &Reference, digest: Digest) {
+        let Some(record) = self.record.get() else { return };
+        let serves = Some(self.served().reference.clone());
+        let record = Record { reference: typed.to_string(), digest, serves, ..record.clone() };
+        let state = self.state.clone();
+        let written = tokio::task::spawn_blocking(move || state.rewrite(&record)).await;
+        if let Ok(Err(error)) = written {
+            tracing::error!("{}", crate::report::chain(&error));
+        }
+    }
+}
+
+/// `k=v`, for `--label`.
+pub(super) fn parse_label(text: &str) -> Result<(String, String), String> {
+    let found = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    found.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "expected KEY=VALUE".to_owned())
+}

@@ -1,0 +1,470 @@
+//! The trees of a mount: that of the kit that is served, and those that were served before, for as long as the kernel
+//! holds something of them.
+//!
+//! The kernel knows nodes by numbers. A number is a hash keyed by the kit's digest, so it tells its tree, and who has opened
+//! or found something goes on in the tree that it is of. Only the root, number 1, is that of whichever kit is served; a
+//! directory that is open keeps the tree that it was opened in. A tree that is not served any more is let go with the last
+//! name that the kernel forgets of it and the last handle that it releases.
+//!
+//! `DIR/.kitfs/<digest>/` shows each of these trees, for who must not see a switch between two files. Directories have other
+//! numbers there, as the kernel knows a directory by one name only; files share theirs, and with it what is cached of them.
+//! A kit that has a `.kitfs` itself shows that.
+//!
+//! [`Trees::switch`] is one step: first the kernel forgets the names in the root, and is told no name there for longer than it
+//! takes to use it; then one pointer changes; from then on names may be kept again.
+//!
+//! Locks: `trees`, for a look or a change of pointers; `switching` over a whole switch, by threads that may wait.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
+use std::time::{Duration, Instant};
+
+use super::ways::Ways;
+use super::{Attr, DirEntry, Fs, FsError, Ino, NodeKind, Opened, OpenedDir, ReadReply, Statfs};
+use crate::digest::Digest;
+use crate::path::TreePath;
+
+/// The directory that shows all trees.
+const VIEWS_NAME: &[u8] = b".kitfs";
+/// Its number, which is no hash.
+const VIEWS: Ino = Ino(2);
+/// The bit that tells a directory below `.kitfs` from the same one below the root. Hashes have 62 bits, and the last one is
+/// left out because some programs read numbers as signed.
+const VIEW: u64 = 1 << 62;
+/// So long after a switch the kernel may keep what it knows of a tree below `.kitfs`, where nobody has anything of it open:
+/// whoever loads files through it has them all by then.
+const LINGER: Duration = Duration::from_secs(600);
+
+/// What a switch asks of the kernel.
+pub trait Kernel: Send + Sync + std::fmt::Debug {
+    /// Forgets what a name stands for, so that it is asked for anew. Waits for requests on the directory that are under way.
+    fn forget_name(&self, directory: Ino, name: &[u8]);
+    /// Forgets the attributes of a node.
+    fn forget_attributes(&self, node: Ino);
+}
+
+/// A tree, and what the kernel holds of it.
+#[derive(Debug)]
+pub struct Live {
+    fs: Arc<Fs>,
+    /// Its number among the trees of the mount, which the handles of its root tell.
+    serial: u64,
+    /// Names that the kernel knows, each as often as it was told, and handles.
+    held: AtomicU64,
+    /// When a file was last opened.
+    opened: Mutex<Instant>,
+    /// Since when it is not served any more.
+    replaced: Mutex<Option<Instant>>,
+}
+
+/// The trees of a mount.
+#[derive(Debug)]
+pub struct Trees {
+    /// The one that is served is the first.
+    trees: RwLock<Vec<Arc<Live>>>,
+    serials: AtomicU64,
+    is_switching: AtomicBool,
+    switching: Mutex<()>,
+    kernel: OnceLock<Box<dyn Kernel>>,
+}
+
+/// What a number stands for.
+enum Place {
+    /// The directory of all trees.
+    Views,
+    /// A node of a tree.
+    Node(Node),
+}
+
+/// A node of a tree.
+struct Node {
+    live: Arc<Live>,
+    /// Its number in the tree.
+    ino: Ino,
+    /// Whether it is below `.kitfs`.
+    in_view: bool,
+}
+
+impl Live {
+    fn new(fs: Arc<Fs>, serial: u64) -> Arc<Self> {
+        let opened = Mutex::new(Instant::now());
+        Arc::new(Self { fs, serial, held: AtomicU64::new(0), opened, replaced: Mutex::default() })
+    }
+
+    /// The tree.
+    pub fn fs(&self) -> &Arc<Fs> {
+        &self.fs
+    }
+
+    /// How long no file of it was opened.
+    pub fn unopened(&self) -> Duration {
+        lock(&self.opened).elapsed()
+    }
+
+    fn digest(&self) -> Digest {
+        self.fs.kit().resolved.digest
+    }
+
+    fn hold(&self) {
+        self.held.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Node {
+    /// A node of the same tree as it is seen from here.
+    fn seen(&self, mut attr: Attr) -> Attr {
+        if self.in_view && attr.kind == NodeKind::Directory {
+            attr.ino = Ino(if attr.ino == Ino::ROOT { self.live.root().0 } else { attr.ino.0 | VIEW });
+        }
+        attr
+    }
+}
+
+impl Live {
+    /// The number of its root below `.kitfs`.
+    fn root(&self) -> Ino {
+        Ino(self.fs.root_number() | VIEW)
+    }
+}
+
+impl Trees {
+    /// Serves a tree.
+    pub fn new(fs: Arc<Fs>) -> Self {
+        Self {
+            trees: RwLock::new(vec![Live::new(fs, 0)]),
+            serials: AtomicU64::new(1),
+            is_switching: AtomicBool::new(false),
+            switching: Mutex::default(),
+            kernel: OnceLock::new(),
+        }
+    }
+
+    /// Takes up the line to the kernel.
+    pub fn attach(&self, kernel: Box<dyn Kernel>) {
+        // A mount has one.
+        let _ = self.kernel.set(kernel);
+    }
+
+    fn all(&self) -> Vec<Arc<Live>> {
+        self.trees.read().unwrap_or_else(|held| held.into_inner()).clone()
+    }
+
+    /// The tree that is served.
+    pub fn now(&self) -> Arc<Live> {
+        self.trees.read().unwrap_or_else(|held| held.into_inner())[0].clone()
+    }
+
+    /// The first tree that is as it should be.
+    fn find(&self, is_it: impl Fn(&Live) -> bool) -> Option<Arc<Live>> {
+        let trees = self.trees.read().unwrap_or_else(|held| held.into_inner());
+        trees.iter().find(|live| is_it(live)).cloned()
+    }
+
+    /// A tree that is still there.
+    pub fn of(&self, digest: &Digest) -> Option<Arc<Live>> {
+        self.find(|live| live.digest() == *digest)
+    }
+
+    /// The digests of all trees, that of the one that is served first.
+    pub fn digests(&self) -> Vec<Digest> {
+        self.all().iter().map(|live| live.digest()).collect()
+    }
+
+    /// How files are read; the same in all trees.
+    pub fn ways(&self) -> Arc<Ways> {
+        self.now().fs.ways().clone()
+    }
+
+    /// Serves another kit from now on, in one step; what is open goes on as it was. Blocks: for requests on the root that are
+    /// under way. Returns the tree that is served then: one that is there already for this digest, or this one.
+    pub fn switch(&self, fs: Arc<Fs>) -> Arc<Live> {
+        let _one = lock(&self.switching);
+        let before = self.now();
+        let digest = fs.kit().resolved.digest;
+        if before.digest() == digest {
+            return before;
+        }
+        let new = self.of(&digest);
+        let new = new.unwrap_or_else(|| Live::new(fs, self.serials.fetch_add(1, Ordering::Relaxed)));
+        self.is_switching.store(true, Ordering::SeqCst);
+        self.forget_names(&before);
+        {
+            let mut trees = self.trees.write().unwrap_or_else(|held| held.into_inner());
+            trees.retain(|live| !Arc::ptr_eq(live, &new));
+            *lock(&new.replaced) = None;
+            *lock(&new.opened) = Instant::now();
+            *lock(&before.replaced) = Some(Instant::now());
+            trees.insert(0, new.clone());
+        }
+        self.is_switching.store(false, Ordering::SeqCst);
+        if let Some(kernel) = self.kernel.get() {
+            kernel.forget_attributes(Ino::ROOT);
+        }
+        drop(before);
+        self.let_go();
+        new
+    }
+
+    /// Has the kernel forget the names in the root, and trees below `.kitfs` that were replaced long ago.
+    fn forget_names(&self, before: &Live) {
+        let Some(kernel) = self.kernel.get() else { return };
+        // What it knows was told by then.
+        for (name, _) in before.fs.known_entries(Ino::ROOT).unwrap_or_default() {
+            kernel.forget_name(Ino::ROOT, &name);
+        }
+        kernel.forget_name(Ino::ROOT, VIEWS_NAME);
+        for live in self.all() {
+            if lock(&live.replaced).is_some_and(|since| since.elapsed() > LINGER) {
+                kernel.forget_name(VIEWS, live.digest().to_string().as_bytes());
+            }
+        }
+    }
+
+    /// Lets trees go that nobody holds.
+    fn let_go(&self) {
+        let mut gone = Vec::new();
+        {
+            let mut trees = self.trees.write().unwrap_or_else(|held| held.into_inner());
+            let mut at = 1;
+            while at < trees.len() {
+                // A request that is under way has a clone, and may be about to tell a name.
+                let is_held = trees[at].held.load(Ordering::Relaxed) > 0 || Arc::strong_count(&trees[at]) > 1;
+                if is_held {
+                    at += 1;
+                } else {
+                    gone.push(trees.remove(at));
+                }
+            }
+        }
+        // Freeing a million names takes a moment.
+        drop(gone);
+    }
+
+    /// Gives back what the kernel held.
+    fn release_hold(&self, live: Arc<Live>, count: u64) {
+        let before = live.held.fetch_sub(count, Ordering::Relaxed);
+        drop(live);
+        if before == count && self.trees.read().unwrap_or_else(|held| held.into_inner()).len() > 1 {
+            self.let_go();
+        }
+    }
+
+    fn place(&self, ino: Ino) -> Result<Place, FsError> {
+        if ino == VIEWS {
+            return Ok(Place::Views);
+        }
+        self.node(ino).map(Place::Node)
+    }
+
+    /// A node of a tree; the directory of all trees is none.
+    fn node(&self, ino: Ino) -> Result<Node, FsError> {
+        if ino == Ino::ROOT {
+            return Ok(Node { live: self.now(), ino, in_view: false });
+        }
+        if ino.0 & VIEW == 0 {
+            let live = self.find(|live| live.fs.has(ino)).ok_or(FsError::Stale)?;
+            return Ok(Node { live, ino, in_view: false });
+        }
+        if let Some(live) = self.find(|live| live.root() == ino) {
+            return Ok(Node { live, ino: Ino::ROOT, in_view: true });
+        }
+        let ino = Ino(ino.0 & !VIEW);
+        let live = self.find(|live| live.fs.has(ino)).ok_or(FsError::Stale)?;
+        Ok(Node { live, ino, in_view: true })
+    }
+
+    /// Whether the kernel may keep the names in a root: not while they are about to change, nor those that have.
+    fn may_keep(&self, live: &Arc<Live>) -> bool {
+        !self.is_switching.load(Ordering::SeqCst) && Arc::ptr_eq(&self.now(), live)
+    }
+
+    /// Finds a name in a directory. The kernel holds what is found until it forgets it.
+    pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, FsError> {
+        let node = match self.place(parent)? {
+            Place::Node(node) => node,
+            Place::Views => {
+                let live = self.find(|live| live.digest().to_string().as_bytes() == name).ok_or(FsError::NotFound)?;
+                live.hold();
+                let node = Node { live, ino: Ino::ROOT, in_view: true };
+                return Ok(node.seen(node.live.fs.getattr(Ino::ROOT).await?));
+            }
+        };
+        let is_root = parent == Ino::ROOT;
+        let mut attr = match node.live.fs.lookup(node.ino, name).await {
+            Err(FsError::NotFound) if is_root && name == VIEWS_NAME => return self.views(),
+            found => node.seen(found?),
+        };
+        if is_root && !self.may_keep(&node.live) {
+            attr.name_ttl = Duration::ZERO;
+        }
+        node.live.hold();
+        Ok(attr)
+    }
+
+    /// Attributes of the directory of all trees.
+    fn views(&self) -> Result<Attr, FsError> {
+        let mut attr = self.now().fs.skeleton_attr();
+        (attr.ino, attr.name_ttl) = (VIEWS, Duration::ZERO);
+        Ok(attr)
+    }
+
+    /// Attributes of a node.
+    pub async fn getattr(&self, ino: Ino) -> Result<Attr, FsError> {
+        match self.place(ino)? {
+            Place::Views => self.views(),
+            Place::Node(node) => {
+                let mut attr = node.seen(node.live.fs.getattr(node.ino).await?);
+                if ino == Ino::ROOT && !self.may_keep(&node.live) {
+                    attr.ttl = Duration::ZERO;
+                }
+                Ok(attr)
+            }
+        }
+    }
+
+    /// Opens a directory. What it holds does not change: its tree stays with the handle.
+    pub fn opendir(&self, ino: Ino) -> Result<OpenedDir, FsError> {
+        match self.place(ino)? {
+            Place::Views => Ok(OpenedDir { handle: 0, keep_cache: false }),
+            Place::Node(node) => {
+                node.live.fs.opendir(node.ino)?;
+                node.live.hold();
+                Ok(OpenedDir { handle: node.live.serial, keep_cache: ino != Ino::ROOT })
+            }
+        }
+    }
+
+    /// Ends what [`Trees::opendir`] began.
+    pub fn releasedir(&self, ino: Ino, handle: u64) {
+        if ino != VIEWS
+            && let Some(live) = self.find(|live| live.serial == handle)
+        {
+            self.release_hold(live, 1);
+        }
+    }
+
+    /// Hands the entries of an open directory after `offset` to `is_full`, until it says so. With `tells_nodes` the kernel
+    /// holds what it was told, but for `.` and `..`.
+    pub async fn readdir(
+        &self,
+        ino: Ino,
+        handle: u64,
+        offset: u64,
+        tells_nodes: bool,
+        mut is_full: impl FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<(), FsError> {
+        let mut node = match self.place(ino)? {
+            Place::Node(node) => node,
+            Place::Views => return self.read_views(offset, tells_nodes, is_full),
+        };
+        if ino == Ino::ROOT
+            && let Some(live) = self.find(|live| live.serial == handle)
+        {
+            node.live = live;
+        }
+        let is_kept = ino != Ino::ROOT || self.may_keep(&node.live);
+        let tell = |entry: DirEntry<'_>| {
+            let mut attr = node.seen(entry.attr);
+            if !is_kept {
+                attr.name_ttl = Duration::ZERO;
+            }
+            let is_full = is_full(DirEntry { attr, ..entry });
+            if !is_full && tells_nodes && !matches!(entry.name, b"." | b"..") {
+                node.live.hold();
+            }
+            is_full
+        };
+        node.live.fs.readdir(node.ino, offset, tell).await
+    }
+
+    fn read_views(
+        &self,
+        offset: u64,
+        tells_nodes: bool,
+        mut is_full: impl FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<(), FsError> {
+        let dots = [(b".".to_vec(), self.views()?, None), (b"..".to_vec(), self.now().fs.skeleton_attr(), None)];
+        let trees = self.all().into_iter().map(|live| {
+            let attr = Attr { ino: live.root(), ..live.fs.skeleton_attr() };
+            (live.digest().to_string().into_bytes(), attr, Some(live))
+        });
+        for ((name, attr, live), next) in dots.into_iter().chain(trees).zip(1..).skip(offset as usize) {
+            if is_full(DirEntry { attr, name: &name, next }) {
+                break;
+            }
+            live.filter(|_| tells_nodes).inspect(|live| live.hold());
+        }
+        Ok(())
+    }
+
+    /// The target of a symbolic link.
+    pub async fn readlink(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
+        let node = self.node(ino)?;
+        node.live.fs.readlink(node.ino).await
+    }
+
+    /// The kernel has forgotten a node that it was told so many times.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        // Of the root of whichever kit is served nothing is held.
+        if ino == Ino::ROOT {
+            return;
+        }
+        if let Ok(node) = self.node(ino) {
+            self.release_hold(node.live, count);
+        }
+    }
+
+    /// The size of the kit that is served; nothing is free.
+    pub fn statfs(&self) -> Statfs {
+        self.now().fs.statfs()
+    }
+
+    /// Opens a file for reading.
+    pub async fn open(&self, ino: Ino) -> Result<Opened, FsError> {
+        let node = self.node(ino)?;
+        *lock(&node.live.opened) = Instant::now();
+        let opened = node.live.fs.open(node.ino).await?;
+        node.live.hold();
+        Ok(opened)
+    }
+
+    /// Ends what [`Trees::open`] began.
+    pub async fn release(&self, ino: Ino, handle: u64) {
+        if let Ok(node) = self.node(ino) {
+            node.live.fs.release(node.ino, handle).await;
+            self.release_hold(node.live, 1);
+        }
+    }
+
+    /// Bytes of a file, as [`Fs::read`] gives them.
+    pub async fn read(&self, ino: Ino, handle: u64, offset: u64, len: usize) -> Result<ReadReply, FsError> {
+        let node = self.node(ino)?;
+        node.live.fs.read(node.ino, handle, offset, len).await
+    }
+
+    /// An extended attribute.
+    pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        match self.place(ino)? {
+            Place::Views => Err(FsError::NoAttribute),
+            Place::Node(node) => node.live.fs.getxattr(node.ino, name).await,
+        }
+    }
+
+    /// The names of a node's extended attributes.
+    pub async fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
+        match self.place(ino)? {
+            Place::Views => Ok(Vec::new()),
+            Place::Node(node) => node.live.fs.listxattr(node.ino).await,
+        }
+    }
+
+    /// A node's path, for messages.
+    pub fn path(&self, ino: Ino) -> Option<TreePath> {
+        let node = self.node(ino).ok()?;
+        node.live.fs.path(node.ino)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|held| held.into_inner())
+}
