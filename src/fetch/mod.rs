@@ -62,7 +62,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 
-pub use documents::{Origin, manifest};
+pub use documents::{Origin, config, manifest};
 pub use error::{ArchiveError, BadIndex, FetchError};
 pub use kit::{Kit, Probed};
 pub use last_seen::{LastSeen, Why};

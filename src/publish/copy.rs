@@ -16,6 +16,7 @@ use crate::archive::index::annotations::{MEDIA_TYPE, Pin};
 use crate::digest::{Digest, Verified};
 use crate::fetch::transfer::retried;
 use crate::fetch::{self, Context, FetchError};
+use crate::modelkit::kit::Kit;
 use crate::modelkit::manifest::{Document as Parsed, Manifest};
 use crate::modelkit::referrer::Referrer;
 use crate::report::chain;
@@ -37,6 +38,8 @@ pub struct Parcel {
     kept: Vec<(Document, Vec<Arc<Blob>>)>,
     /// What can't be taken along.
     pub warnings: Vec<String>,
+    /// What is not taken along.
+    pub notes: Vec<String>,
 }
 
 /// How a copy came to be there.
@@ -74,8 +77,8 @@ impl Parcel {
         bytes: &Verified,
     ) -> Result<Self, PublishError> {
         let root = Document::unchanged(digest, bytes)?;
-        let mut parcel =
-            Self { root, listed: Vec::new(), blobs: Vec::new(), kept: Vec::new(), warnings: Vec::new() };
+        let (warnings, notes) = (Vec::new(), Vec::new());
+        let mut parcel = Self { root, listed: Vec::new(), blobs: Vec::new(), kept: Vec::new(), warnings, notes };
         let mut manifests = vec![(digest, bytes.clone())];
         let mut seen = HashSet::new();
         for listed in names(bytes)?.manifests.unwrap_or_default() {
@@ -110,6 +113,16 @@ impl Parcel {
         }
         let document = Document::unchanged(digest, bytes)?;
         self.keep_indexes(context, writer, &document, bytes).await?;
+        if let Ok(Parsed::Manifest(manifest)) = Parsed::parse(bytes) {
+            let id = BlobId { digest: manifest.config.digest, size: manifest.config.size };
+            let copy = |cause| PublishError::Copy { what: "the config".to_owned(), cause: Box::new(cause) };
+            let config = fetch::config(context, &writer.sources, id).await.map_err(copy)?;
+            // What can't be mounted is copied all the same.
+            if let Ok(Some(parent)) = Kit::read(digest, &manifest, &config).map(|kit| kit.parent().cloned()) {
+                self.notes
+                    .push(format!("it builds on {parent}, which is not copied: who mounts the copy must reach that"));
+            }
+        }
         if !is_root {
             self.listed.push(document);
         }
@@ -187,7 +200,8 @@ impl Parcel {
                 Ok(tally) => copied.tally = tally,
                 Err(PublishError::Copy { what, cause }) if !cause.is_unreachable() => {
                     let why = chain(&*cause);
-                    self.warnings.push(format!("the indexes in {} are not taken along: {what}: {why}", document.digest));
+                    self.warnings
+                        .push(format!("the indexes in {} are not taken along: {what}: {why}", document.digest));
                     continue;
                 }
                 Err(error) => return Err(error),

@@ -6,11 +6,11 @@
 
 use std::str::FromStr;
 
-use glob::Pattern;
 use semver::Version;
 
 use crate::digest::Digest;
 use crate::reference::is_tag;
+use crate::tagging::TagPattern;
 
 /// A tag that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub struct Rules {
     /// What named tags must lead to now.
     pub expected: Option<Expected>,
     /// Tags that do not move.
-    pub immutable: Vec<Pattern>,
+    pub immutable: Vec<TagPattern>,
 }
 
 /// What a tag is thought to lead to.
@@ -104,7 +104,9 @@ pub enum Refusal {
         found: Option<Digest>,
     },
     /// A rule keeps it.
-    #[error("{tag} is {found}, and stays so: the rule {pattern:?} holds it to be immutable (tags.immutable in the config file, --tags-immutable); --force moves it all the same")]
+    #[error(
+        "{tag} is {found}, and stays so: the rule {pattern:?} holds it to be immutable (tags.immutable in the config file, --tags-immutable); --force moves it all the same"
+    )]
     Immutable {
         /// The tag.
         tag: String,
@@ -162,7 +164,7 @@ impl Wanted {
         if let Some(rule) = rules.immutable.iter().find(|rule| rule.matches(&self.tag))
             && !rules.force
         {
-            return Err(Refusal::Immutable { tag: tag(), found, pattern: rule.as_str().to_owned() });
+            return Err(Refusal::Immutable { tag: tag(), found, pattern: rule.to_string() });
         }
         match self.role {
             Role::Version => Err(Refusal::Released { tag: tag(), found, to }),
@@ -214,7 +216,8 @@ impl FromStr for Release {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (prefix, version) = text.strip_prefix('v').map_or(("", text), |version| ("v", version));
-        let expected = "expected MAJOR.MINOR.PATCH, and what comes before a release after a `-`: 1.4.2, v1.4.2, 1.5.0-rc.1";
+        let expected =
+            "expected MAJOR.MINOR.PATCH, and what comes before a release after a `-`: 1.4.2, v1.4.2, 1.5.0-rc.1";
         let version = Version::parse(version).map_err(|error| format!("{text:?}: {error}; {expected}"))?;
         if !version.build.is_empty() {
             return Err(format!("{text:?}: a tag can't hold a `+`; {expected}"));

@@ -42,7 +42,7 @@ fn a_tag_that_somebody_else_moved_is_left_and_one_that_is_there_already_is_right
 
 #[test]
 fn an_immutable_tag_is_made_and_moves_only_by_force() {
-    let immutable = ["[0-9]*.[0-9]*.[0-9]*", "git-*"].map(|text| Pattern::new(text).expect("a pattern")).to_vec();
+    let immutable = ["[0-9]*.[0-9]*.[0-9]*", "git-*"].map(|text| text.parse().expect("a pattern")).to_vec();
     let rules = Rules { may_move: true, immutable, ..Rules::default() };
     for tag in ["1.4.2", "git-0a1b2c3"] {
         let named = Wanted::named(tag);

@@ -16,7 +16,6 @@ mod write;
 use std::sync::Arc;
 
 use clap::Args;
-use glob::Pattern;
 
 use super::history::HistoryArgs;
 use super::options::{ConnectionArgs, FetchArgs, JsonArgs, ProgressArgs};
@@ -28,6 +27,7 @@ use crate::mount::StateDir;
 use crate::publish::moves::{Expected, Release, Rules, Wanted};
 use crate::reference::{Location, Reference, is_tag};
 use crate::source::Source;
+use crate::tagging::TagPattern;
 use targets::{Place, Target};
 
 /// Gives a kit more tags, and moves tags to it: no byte of it is rebuilt
@@ -84,7 +84,7 @@ pub(super) struct Tag {
     dry_run: bool,
     /// Tags that move only with --force; may be repeated, or take several with commas between
     #[arg(long, env = "KITFS_TAGS_IMMUTABLE", value_name = "GLOB", value_delimiter = ',')]
-    tags_immutable: Vec<Pattern>,
+    tags_immutable: Vec<TagPattern>,
     #[command(flatten)]
     fetch: FetchArgs,
     #[command(flatten)]
@@ -132,8 +132,8 @@ impl Tag {
             write::write(&tools, &origin, &plan, self.progress.mode(), &mut report).await
         };
         // What was done before something failed is told too.
-        report.print(self.json.json, self.dry_run)?;
-        outcome
+        let told = if outcome.is_ok() || report.tells() { report.print(self.json.json, self.dry_run) } else { Ok(()) };
+        outcome.and(told)
     }
 
     /// What is to be tagged, where, and by which rules.
@@ -164,7 +164,11 @@ impl Tag {
         let before = Reference { tag: None, digest: Some(last.from), ..name.clone() };
         let mut origin = Origin::find(tools, &before, &name).await.map_err(|failure| {
             let remedy = "the registry may have collected it, as no tag led to it (see --keep-old)";
-            Failure::failed(format!("{name} was {}, which is not to be had any more: {}; {remedy}", last.from, failure.message()))
+            Failure::failed(format!(
+                "{name} was {}, which is not to be had any more: {}; {remedy}",
+                last.from,
+                failure.message()
+            ))
         })?;
         if self.source.tag_was_omitted() {
             origin.notes.push(format!("no tag in {}: took `{}`", name.location.name(), name.tag()));

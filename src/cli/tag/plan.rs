@@ -4,24 +4,21 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, stream};
-
 use super::targets::Place;
 use super::{Origin, Tools};
 use crate::cli::Failure;
 use crate::digest::Digest;
+use crate::fetch::tags::Tag;
 use crate::fetch::transfer::retried;
-use crate::fetch::{Access, FetchError};
+use crate::fetch::{self, Access, FetchError};
 use crate::publish::moves::{Role, Rules, Step, Wanted};
 use crate::reference::{Location, Reference, is_tag};
 use crate::report::chain;
 use crate::source::{self, Source, SourceError};
 
-/// Tags that are asked whether they lead to a digest that is about to lose one, a request each. Whoever has more of them
-/// loses none by accident.
-const ASKED: usize = 256;
-/// So many of them at a time.
-const AT_A_TIME: usize = 8;
+/// Tags that are asked whether they lead to a digest that is about to lose one, a request each: seconds of waiting, for a
+/// warning.
+const ASKED: usize = 1000;
 
 /// What is to be done in all repositories.
 pub(super) struct Plan {
@@ -85,7 +82,8 @@ pub(super) async fn plan(
     for Place { location, wanted } in places {
         let repository = Repository::open(&location, &tools.access, tools.context.limits.meta_timeout).await?;
         let is_line = |wanted: &Wanted| matches!(wanted.role, Role::Line(_));
-        let tags = if wanted.iter().any(is_line) { repository.tags().await? } else { Vec::new() };
+        let tags = if wanted.iter().any(is_line) { repository.tags(tools).await? } else { Vec::new() };
+        let tags: Vec<String> = tags.into_iter().map(|tag| tag.name).collect();
         let mut part = Part { repository, items: Vec::new() };
         for wanted in &wanted {
             refused.extend(part.add(wanted, origin.digest, rules, &tags).await?);
@@ -96,7 +94,7 @@ pub(super) async fn plan(
                 refused.extend(part.keep(kept, from, rules).await?);
             }
         }
-        part.warn_of_losses(&mut plan.warnings).await;
+        part.warn_of_losses(tools, &mut plan.warnings).await;
         plan.parts.push(part);
     }
     match refused.as_slice() {
@@ -142,7 +140,7 @@ impl Part {
     }
 
     /// Warns of each digest that will be left without a tag.
-    async fn warn_of_losses(&self, warnings: &mut Vec<String>) {
+    async fn warn_of_losses(&self, tools: &Tools, warnings: &mut Vec<String>) {
         let moved = self.items.iter().filter(|item| matches!(item.step, Step::Move { .. }));
         let left: HashSet<Digest> = moved.filter_map(Item::from).collect();
         let will_lead = |digest: &&Digest| !self.items.iter().any(|item| item.to == **digest);
@@ -151,29 +149,37 @@ impl Part {
             return;
         }
         left.sort_unstable();
-        let decided: HashSet<&str> = self.items.iter().filter(|item| item.is_written()).map(|item| item.name.tag()).collect();
         let name = self.repository.location.name();
-        let known = self.repository.tags().await.and_then(|mut tags| {
-            tags.retain(|tag| !decided.contains(tag.as_str()));
-            let many = || Failure::failed(format!("it has {} more tags, a request each", tags.len()));
-            if tags.len() > ASKED { Err(many()) } else { Ok(tags) }
-        });
-        let lost = match known {
-            Ok(tags) => self.repository.without_tag(&left, &tags).await,
-            Err(failure) => Err(failure),
+        let collector = match self.repository.location {
+            Location::Registry { .. } => "the registry",
+            Location::Layout { .. } | Location::Local { .. } => "whoever tidies up there",
         };
-        match lost {
-            Ok(lost) => warnings.extend(lost.into_iter().map(|digest| {
-                format!(
-                    "{name}@{digest} loses its last tag: the registry may collect it, and then there is no way back; \
-                     --keep-old tags it"
-                )
+        match self.other_tags(tools).await {
+            Ok(led_to) => warnings.extend(left.into_iter().filter(|digest| !led_to.contains(digest)).map(|digest| {
+                let loss = "loses its last tag";
+                format!("{name}@{digest} {loss}: {collector} may collect it, and then there is no way back; --keep-old tags it")
             })),
             Err(failure) => warnings.extend(left.into_iter().map(|digest| {
                 let why = failure.message();
                 format!("whether another tag of {name} leads to {digest} was not looked up: {why}; --keep-old tags it")
             })),
         }
+    }
+
+    /// What the tags of the repository lead to that are not written here.
+    async fn other_tags(&self, tools: &Tools) -> Result<HashSet<Digest>, Failure> {
+        let written: HashSet<&str> =
+            self.items.iter().filter(|item| item.is_written()).map(|item| item.name.tag()).collect();
+        let mut tags = self.repository.tags(tools).await?;
+        tags.retain(|tag| !written.contains(tag.name.as_str()));
+        let asked = tags.iter().filter(|tag| tag.digest.is_none()).count();
+        if asked > ASKED {
+            return Err(Failure::failed(format!("it has {asked} more tags, a request each")));
+        }
+        let repository = fetch::tags::Repository::open(&tools.context, &tools.access, &self.repository.location)?;
+        let ignore = |why: String| tracing::debug!(why, "a tag that can't be told what it leads to");
+        let pointed = repository.point(tags, || (), ignore).await?;
+        Ok(pointed.into_iter().filter_map(|tag| tag.digest).collect())
     }
 }
 
@@ -202,24 +208,12 @@ impl Repository {
         found(retried(&what, self.patience, || source.resolve(tag)).await)
     }
 
-    async fn tags(&self) -> Result<Vec<String>, Failure> {
-        let Some(source) = &self.source else { return Ok(Vec::new()) };
-        let what = format!("the list of tags of {}", self.location.name());
-        Ok(found(retried(&what, self.patience, || source.tags()).await)?.unwrap_or_default())
-    }
-
-    /// Those of `digests` that none of `tags` leads to.
-    async fn without_tag(&self, digests: &[&Digest], tags: &[String]) -> Result<Vec<Digest>, Failure> {
-        let mut left: Vec<Digest> = digests.iter().map(|digest| **digest).collect();
-        let mut answers = stream::iter(tags.iter().map(|tag| self.current(tag))).buffer_unordered(AT_A_TIME);
-        while let Some(answer) = answers.next().await {
-            let found = answer?;
-            left.retain(|digest| Some(*digest) != found);
-            if left.is_empty() {
-                break;
-            }
+    async fn tags(&self, tools: &Tools) -> Result<Vec<Tag>, Failure> {
+        if self.source.is_none() {
+            return Ok(Vec::new());
         }
-        Ok(left)
+        let repository = fetch::tags::Repository::open(&tools.context, &tools.access, &self.location)?;
+        Ok(found(repository.tags().await)?.unwrap_or_default())
     }
 }
 

@@ -9,7 +9,7 @@ use crate::cli::output::{self, Output, printable};
 use crate::cli::{Failure, kits};
 use crate::digest::Digest;
 use crate::fetch::{Request, Resolved};
-use crate::publish::copy::Copied;
+use crate::publish::copy::{Copied, Parcel};
 use crate::publish::moves::Step;
 use crate::publish::write::Count;
 use crate::reference::{Location, Reference};
@@ -40,14 +40,21 @@ impl Report {
         Self { source, digest: origin.digest, tags: Vec::new(), copies: Vec::new(), warnings, notes }
     }
 
+    /// Whether anything was done.
+    pub(super) fn tells(&self) -> bool {
+        !(self.tags.is_empty() && self.copies.is_empty())
+    }
+
     pub(super) fn done(&mut self, item: &Item) {
         let Item { name, to, step } = item;
         self.tags.push(Told { name: name.clone(), to: *to, step: step.clone(), diff: None });
     }
 
-    pub(super) fn copied(&mut self, repository: String, copied: Copied, warnings: Vec<String>) {
+    pub(super) fn copied(&mut self, repository: String, copied: Copied, parcel: Parcel) {
+        output::say_all("note", &parcel.notes);
         self.copies.push((repository, copied));
-        self.warnings.extend(warnings);
+        self.warnings.extend(parcel.warnings);
+        self.notes.extend(parcel.notes);
     }
 
     /// Takes what would be done, and compares what moves.
@@ -91,7 +98,8 @@ impl Report {
         }
         for (repository, Copied { tally, referrers }) in &self.copies {
             let counts = [("uploaded", tally.uploaded), ("mounted", tally.mounted), ("there before", tally.present)];
-            let counts = counts.map(|(what, Count { blobs, bytes })| format!("{what} {blobs} ({})", format_size(bytes)));
+            let counts =
+                counts.map(|(what, Count { blobs, bytes })| format!("{what} {blobs} ({})", format_size(bytes)));
             let kept = if *referrers > 0 { "; the referrer that keeps its indexes went along" } else { "" };
             out.line(printable(format!("{repository}: blobs {}{kept}", counts.join(", ")).as_bytes()))?;
         }

@@ -65,9 +65,8 @@ pub(super) fn places(
         let location = location.as_ref().unwrap_or(&source.location);
         let mut tags = tags.clone();
         if tags.is_empty() && is_bare {
-            let missing = || {
-                Failure::usage(format!("{}: neither it nor SRC has a tag; give this TARGET one", location.name()))
-            };
+            let missing =
+                || Failure::usage(format!("{}: neither it nor SRC has a tag; give this TARGET one", location.name()));
             tags.push(own_tag(source).ok_or_else(missing)?);
         }
         add(&mut places, location, tags.into_iter().map(Wanted::named));

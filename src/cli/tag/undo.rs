@@ -17,9 +17,7 @@ pub(super) struct LastMove {
 /// A tag as the history names it: always with the tag, and an OCI layout by its absolute directory.
 pub(super) fn recorded(name: &Reference) -> String {
     let location = match &name.location {
-        Location::Layout { dir } => {
-            Location::Layout { dir: std::path::absolute(dir).unwrap_or_else(|_| dir.clone()) }
-        }
+        Location::Layout { dir } => Location::Layout { dir: std::path::absolute(dir).unwrap_or_else(|_| dir.clone()) },
         other => other.clone(),
     };
     Reference { location, tag: Some(name.tag().to_owned()), digest: None }.to_string()
@@ -32,9 +30,8 @@ pub(super) fn last_move(history: &History, name: &Reference) -> Result<LastMove,
 
 fn of(events: &[Event], name: &Reference) -> Result<LastMove, Failure> {
     let (reference, repository, tag) = (recorded(name), name.location.name(), name.tag());
-    let is_move = |event: &&Event| {
-        event.action == Action::Tag && event.outcome == Outcome::Done && event.reference == reference
-    };
+    let is_move =
+        |event: &&Event| event.action == Action::Tag && event.outcome == Outcome::Done && event.reference == reference;
     match events.iter().rfind(is_move) {
         Some(Event { from: Some(from), digest: Some(to), .. }) => Ok(LastMove { from: *from, to: *to }),
         Some(Event { digest: Some(made), .. }) => Err(Failure::failed(format!(
@@ -59,8 +56,11 @@ mod tests {
     #[test]
     fn the_last_move_of_the_tag_counts_and_nothing_else() {
         let name: Reference = "r.io/a:prod".parse().expect("a reference");
-        let mut events =
-            vec![moved("r.io/a:prod", Some("1"), "2"), moved("r.io/a:prod", Some("2"), "3"), moved("r.io/a:x", None, "9")];
+        let mut events = vec![
+            moved("r.io/a:prod", Some("1"), "2"),
+            moved("r.io/a:prod", Some("2"), "3"),
+            moved("r.io/a:x", None, "9"),
+        ];
         events.push(Event { outcome: Outcome::Failed("no".to_owned()), ..moved("r.io/a:prod", Some("3"), "4") });
         events.push(Event { action: Action::Mount, ..moved("r.io/a:prod", None, "5") });
         let expected = LastMove { from: Digest::of(b"2"), to: Digest::of(b"3") };

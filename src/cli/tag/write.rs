@@ -40,7 +40,7 @@ pub(super) async fn write(
                 let _progress = Progress::of(&parcel.all_blobs(), progress);
                 parcel.put(&writer).await?
             };
-            report.copied(part.repository.location.name(), copied, parcel.warnings);
+            report.copied(part.repository.location.name(), copied, parcel);
         }
         for item in &part.items {
             if item.is_written() {
