@@ -63,7 +63,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.";
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Mounts", &["mount", "unmount", "status"]),
     ("Without a mount", &["ls", "cat", "inspect", "resolve", "pull"]),
-    ("Tags and digests", &["tags"]),
+    ("Tags and digests", &["tags", "diff"]),
     ("Making kits readable in parts", &["index", "verify"]),
     ("The cache", &["cache"]),
 ];
@@ -89,6 +89,7 @@ enum Command {
     Resolve(resolve::Resolve),
     Pull(pull::Pull),
     Tags(tags::Tags),
+    Diff(diff::Diff),
     Index(index::Index),
     Verify(verify::Verify),
     Cache(cache::CacheCommand),
@@ -139,6 +140,7 @@ impl Cli {
                 Command::Resolve(command) => command.run().await,
                 Command::Pull(command) => command.run().await,
                 Command::Tags(command) => command.run().await,
+                Command::Diff(command) => command.run().await,
                 Command::Index(command) => command.run().await,
                 Command::Verify(command) => command.run().await,
                 Command::Cache(command) => command.run().await,
