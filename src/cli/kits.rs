@@ -56,12 +56,39 @@ impl KitArgs {
         is_to_mount: bool,
         policy: Policy,
     ) -> Result<Resolved, Failure> {
-        let filters = Filters::parse(&self.selection.filter).map_err(Failure::usage)?;
+        let request = Request { is_to_mount, policy, ..self.request(reference)? };
         let access = self.fetch.access(&self.connection)?;
-        let mut request = Request { filters, is_to_mount, policy, ..Request::new(reference.clone()) };
+        resolve(context, &access, &request).await
+    }
+
+    /// What is asked for. A filter that kit refuses is wrong use.
+    fn request(&self, reference: &Reference) -> Result<Request, Failure> {
+        let filters = Filters::parse(&self.selection.filter).map_err(Failure::usage)?;
+        let mut request = Request { filters, ..Request::new(reference.clone()) };
         self.selection.choice.apply(&mut request);
         self.trust.apply(&mut request)?;
-        resolve(context, &access, &request).await
+        Ok(request)
+    }
+
+    /// Opens two kits for a look inside, over one cache, and says what there is to note of both.
+    pub(super) async fn open_both(
+        &self,
+        [first, second]: [&Reference; 2],
+        verify: Verify,
+    ) -> Result<(Context, [Kit; 2]), Failure> {
+        say_whose(&self.fetch.cache, &self.connection)?;
+        let (first, second) = (self.request(first)?, self.request(second)?);
+        let mut context = self.fetch.context(&self.connection, verify)?;
+        let access = self.fetch.access(&self.connection)?;
+        let both = tokio::try_join!(resolve(&context, &access, &first), resolve(&context, &access, &second))?;
+        context.limits.meta_timeout = NO_DEADLINE;
+        let open = |resolved: Resolved| {
+            output::say_all("note", &resolved.notes);
+            output::say_all("warning", &resolved.plan.warnings);
+            Kit::open(&context, resolved)
+        };
+        let kits = <[Resolved; 2]>::from(both).map(open);
+        Ok((context, kits))
     }
 
     /// Opens a kit for a look inside, and says what there is to note. No policy is about looks.

@@ -70,7 +70,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.";
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Mounts", &["mount", "unmount", "status", "switch", "rollback"]),
     ("Without a mount", &["ls", "cat", "inspect", "resolve", "pull"]),
-    ("Tags and digests", &["tags", "tag", "history"]),
+    ("Tags and digests", &["tags", "tag", "diff", "history"]),
     ("Making kits readable in parts", &["index", "verify"]),
     ("The cache", &["cache"]),
 ];
@@ -98,6 +98,7 @@ enum Command {
     Resolve(resolve::Resolve),
     Pull(pull::Pull),
     Tags(tags::Tags),
+    Diff(diff::Diff),
     Tag(tag::Tag),
     History(history::HistoryCommand),
     Index(index::Index),
@@ -152,6 +153,7 @@ impl Cli {
                 Command::Resolve(command) => command.run().await,
                 Command::Pull(command) => command.run().await,
                 Command::Tags(command) => command.run().await,
+                Command::Diff(command) => command.run().await,
                 Command::Tag(command) => command.run().await,
                 Command::History(command) => command.run(),
                 Command::Index(command) => command.run().await,
