@@ -18,6 +18,7 @@
 //! modelkit      manifest, config, Kitfile, filter → plan                          (pure)
 //! history       what was served and when, and which tags were moved: an append-only record
 //! object        chunks, their list, and the object digest that names a file's content
+//! tagging       the order of tags, and patterns of them                           (pure)
 //! reference digest path units report     newtypes that are valid once they exist, and how errors are told
 //! ```
 //!
@@ -44,5 +45,6 @@ pub mod publish;
 pub mod reference;
 pub mod report;
 pub mod source;
+pub mod tagging;
 pub mod tree;
 pub mod units;

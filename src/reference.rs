@@ -287,8 +287,8 @@ fn parse_tag(tag: &str) -> Result<String, String> {
     Err(format!("{:?} is not a tag: at most {MAX_TAG} letters, digits, `_`, `.` and `-`", quotable(tag)))
 }
 
-/// OCI's `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}`.
-fn is_tag(tag: &str) -> bool {
+/// Whether a text is a tag by OCI's grammar, `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}`.
+pub fn is_tag(tag: &str) -> bool {
     tag.len() <= MAX_TAG
         && tag.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
         && tag.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.' | b'-'))

@@ -23,7 +23,7 @@ const LAYERS: &[&[&str]] = &[
     &["archive", "cache", "source"],
     &["modelkit"],
     &["object", "history"],
-    &["reference", "digest", "path", "units", "report"],
+    &["reference", "digest", "path", "tagging", "units", "report"],
 ];
 
 /// Peers that may know each other: who uses whom, and why that is right.
@@ -34,7 +34,7 @@ const OWNERS: &[(&str, &[&str])] =
     &[("fuser", &["fuse"]), ("oci_client", &["source"]), ("reqwest", &["source"]), ("clap", &["cli", "main"])];
 
 /// Modules that the map calls pure. Their files of tests, `tests.rs` and `*_tests.rs`, may read fixtures.
-const PURE: &[&str] = &["tree", "archive", "modelkit"];
+const PURE: &[&str] = &["tree", "archive", "modelkit", "tagging"];
 
 /// What a pure module may not name.
 const IO: &[&str] = &["std::fs", "std::net", "std::process", "tokio", "reqwest", "rustix::fs", "rustix::net"];

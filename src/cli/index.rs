@@ -1,7 +1,5 @@
 //! `kitfs index`: makes a kit readable in parts, by indexes that its manifest names or that stand beside it.
 
-use std::sync::Arc;
-
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -16,7 +14,6 @@ use crate::fetch::{Access, Context, Kit, Request, Resolved, Trust, Verify};
 use crate::publish::write::Count;
 use crate::publish::{self, Edition, PublishError, Tally, Writer};
 use crate::reference::{DEFAULT_TAG, Reference};
-use crate::source::{self, Target};
 use crate::units::format_size;
 
 /// Makes a kit readable in parts: reads it once, and writes an index of each layer
@@ -131,8 +128,7 @@ impl Index {
         kit: &Kit,
     ) -> Result<Written, Failure> {
         let resolved = &kit.resolved;
-        let (limits, memory) = (context.limits.clone(), context.memory.clone());
-        let writer = Writer { target: open(name, access).await?, resolved, limits, memory };
+        let writer = writer(name, context, access, resolved).await?;
         let tally = writer.try_out().await?;
         let edition = Edition::pinned(resolved, self.derive(kit).await?, &self.annotation)?;
         let digest = edition.kit.digest;
@@ -154,7 +150,7 @@ impl Index {
     }
 
     /// Whether the tag points at this manifest already; an error where it points at another one and is not to be moved.
-    async fn is_tagged(&self, writer: &Writer<'_>, name: &Reference, made: Digest) -> Result<bool, Failure> {
+    async fn is_tagged(&self, writer: &Writer, name: &Reference, made: Digest) -> Result<bool, Failure> {
         match writer.tagged(name.tag()).await? {
             Some(found) if found == made => Ok(true),
             Some(found) if !self.replace => {
@@ -171,8 +167,7 @@ impl Index {
             let why = "it has no layers of its own, so there is nothing to index";
             return Err(Failure::failed(format!("{}: {why}; index the kits that it builds on", resolved.pinned())));
         }
-        let (limits, memory) = (context.limits.clone(), context.memory.clone());
-        let writer = Writer { target: open(name, access).await?, resolved, limits, memory };
+        let writer = writer(name, context, access, resolved).await?;
         let tally = writer.try_out().await?;
         let edition = Edition::beside(resolved, self.derive(kit).await?)?;
         let blobs = edition.index_blobs();
@@ -190,11 +185,11 @@ impl Index {
     }
 }
 
-/// Opens what is written to, on a thread that may wait: a directory is made, under a lock that others may hold.
-async fn open(name: &Reference, access: &Access) -> Result<Arc<dyn Target>, Failure> {
-    let (location, Access { connection, kit_home, .. }) = (name.location.clone(), access.clone());
-    let opened = tokio::task::spawn_blocking(move || source::open_target(&location, &connection, &kit_home));
-    Ok(opened.await??)
+/// Opens what is written to.
+async fn writer(name: &Reference, context: &Context, access: &Access, resolved: &Resolved) -> Result<Writer, Failure> {
+    let target = kits::open_target(&name.location, access).await?;
+    let sources = resolved.origins.first().map(|origin| origin.sources.clone()).unwrap_or_default();
+    Ok(Writer::new(context, target, &resolved.reference.location, &sources))
 }
 
 fn parse_annotation(text: &str) -> Result<(String, String), String> {

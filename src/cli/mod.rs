@@ -1,7 +1,8 @@
 //! The command line: one file a command.
 //!
-//! - `mount`, `unmount`, `status`, `switch`, `rollback`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `index`, `verify`, `cache`: the
-//!   commands; `serve`: a mount that serves; `served`: what it tells.
+//! - `mount`, `unmount`, `status`, `switch`, `rollback`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tags`, `tag`,
+//!   `diff`, `history`, `index`, `verify`, `cache`: the commands; `serve`: a mount that serves; `served`: what it tells;
+//!   [`policy`]: what may be mounted and pulled.
 //! - [`options`] and [`log`]: groups of flags that commands share; [`config`]: where their defaults come from.
 //! - [`kits`]: from a reference to an opened kit; [`walk`]: paths in it; [`progress`]: what is being fetched.
 //! - [`output`]: what is said on standard output and standard error; [`failure`]: errors and exit codes.
@@ -12,8 +13,10 @@
 mod cache;
 mod cat;
 mod config;
+mod diff;
 mod dry_run;
 mod failure;
+mod history;
 mod index;
 mod inspect;
 mod kits;
@@ -22,6 +25,7 @@ mod ls;
 mod mount;
 mod options;
 mod output;
+mod policy;
 mod progress;
 mod pull;
 mod resolve;
@@ -30,6 +34,8 @@ mod serve;
 mod served;
 mod status;
 mod switch;
+mod tag;
+mod tags;
 mod unmount;
 mod verify;
 mod walk;
@@ -61,9 +67,10 @@ A flag overrides its variable (--read-timeout: KITFS_READ_TIMEOUT), which overri
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 /// The commands by what they are for, as `--help` shows them.
-const GROUPS: [(&str, &[&str]); 4] = [
+const GROUPS: [(&str, &[&str]); 5] = [
     ("Mounts", &["mount", "unmount", "status", "switch", "rollback"]),
     ("Without a mount", &["ls", "cat", "inspect", "resolve", "pull"]),
+    ("Tags and digests", &["tags", "tag", "diff", "history"]),
     ("Making kits readable in parts", &["index", "verify"]),
     ("The cache", &["cache"]),
 ];
@@ -90,6 +97,10 @@ enum Command {
     Inspect(inspect::Inspect),
     Resolve(resolve::Resolve),
     Pull(pull::Pull),
+    Tags(tags::Tags),
+    Diff(diff::Diff),
+    Tag(tag::Tag),
+    History(history::HistoryCommand),
     Index(index::Index),
     Verify(verify::Verify),
     Cache(cache::CacheCommand),
@@ -141,6 +152,10 @@ impl Cli {
                 Command::Inspect(command) => command.run().await,
                 Command::Resolve(command) => command.run().await,
                 Command::Pull(command) => command.run().await,
+                Command::Tags(command) => command.run().await,
+                Command::Diff(command) => command.run().await,
+                Command::Tag(command) => command.run().await,
+                Command::History(command) => command.run(),
                 Command::Index(command) => command.run().await,
                 Command::Verify(command) => command.run().await,
                 Command::Cache(command) => command.run().await,

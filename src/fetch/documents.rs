@@ -39,6 +39,22 @@ pub struct Origin {
     pub sources: Vec<Arc<dyn Source>>,
 }
 
+/// A manifest or image index by digest: from the cache, else from the first source that has it.
+pub async fn manifest(context: &Context, sources: &[Arc<dyn Source>], digest: &Digest) -> Result<Verified, FetchError> {
+    let documents = Documents::new(context);
+    let found = documents.manifest(sources, digest).await;
+    documents.settle().await;
+    found
+}
+
+/// A config by its descriptor, likewise.
+pub async fn config(context: &Context, sources: &[Arc<dyn Source>], config: BlobId) -> Result<Verified, FetchError> {
+    let documents = Documents::new(context);
+    let found = documents.blob("config", sources, config).await;
+    documents.settle().await;
+    found
+}
+
 /// Reads documents, and notes which.
 pub(super) struct Documents<'a> {
     context: &'a Context,

@@ -4,12 +4,14 @@
 //! - `documents`: the manifests, configs and referrers for that: asked for, hashed, kept.
 //! - `first_reads`: what a mount will read of the layers, asked for while the config comes.
 //! - `last_seen`: what a tag was, where its registry does not say what it is.
+//! - [`tags`]: all tags of a repository, and what they point at.
 //! - [`kit`]: an opened kit: its layers, and what is known of them.
 //! - [`layer`]: one layer: what its root is, what it holds, its content; each a single [`flight`] for all who ask.
 //! - [`listing`]: names and sizes from headers read by range, not yet proved.
 //! - [`named`]: an index that the kit, or a referrer that the user trusts, names: fetched and proved.
 //! - [`mod@record`]: what belongs to a kit, for the cache.
-//! - [`trust`]: who vouches for which index; [`repositories`]: for which repositories.
+//! - [`trust`]: who vouches for which index; [`policy`]: what may be asked for at all; [`repositories`]: patterns of
+//!   repositories for both.
 //! - [`mod@pass`]: a whole layer read once, and hashed; [`cut`]: cut into files; [`stage`]: those on their way to the disk.
 //! - [`fill`]: a pass that keeps the files, once the digest held; [`replay`]: what an interrupted one has left.
 //! - [`chunks`]: a file that is filled chunk by chunk; [`open_files`]: all of them.
@@ -40,6 +42,7 @@ pub mod named;
 pub mod open_files;
 pub mod ordered;
 pub mod pass;
+pub mod policy;
 pub mod pull;
 pub mod queue;
 pub mod record;
@@ -50,6 +53,7 @@ pub mod resolve;
 pub mod sequence;
 pub mod stage;
 mod staged;
+pub mod tags;
 pub mod transfer;
 pub mod trust;
 
@@ -58,7 +62,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 
-pub use documents::Origin;
+pub use documents::{Origin, config, manifest};
 pub use error::{ArchiveError, BadIndex, FetchError};
 pub use kit::{Kit, Probed};
 pub use last_seen::{LastSeen, Why};
@@ -66,7 +70,8 @@ pub use layer::{LayerFetch, Pace, Tier};
 use memory::Memory;
 pub use named::Named;
 use open_files::OpenFiles;
-pub use repositories::RepositoryPattern;
+pub use policy::{Policy, Refusal};
+pub use repositories::{RegistryPattern, RepositoryPattern};
 pub use resolve::{Access, Request, Resolved, ResolvedDigest, resolve, resolve_digest};
 pub use trust::Trust;
 

@@ -78,6 +78,7 @@ fn fetch_errno(error: &FetchError) -> Errno {
         | FetchError::Cache(_)
         | FetchError::TagMoved { .. }
         | FetchError::Stale { .. }
+        | FetchError::Policy(_)
         | FetchError::Conflict(_)
         | FetchError::NoRandomAccess { .. }
         | FetchError::NotKept { .. }
@@ -95,6 +96,7 @@ fn source_errno(error: &SourceError) -> Errno {
         | SourceError::Transport { .. }
         | SourceError::Status { .. }
         | SourceError::Refused { .. }
+        | SourceError::TagImmutable { .. }
         | SourceError::Damaged { .. }
         | SourceError::Protocol { .. }
         | SourceError::Setup { .. }

@@ -1,18 +1,33 @@
 //! What was served and when, and which tags were moved: an append-only record, for whoever must say a year later what ran.
 //!
-//! One line of JSON an event, in files below `history/` of the state directory. Invariants: a line is written with one call
-//! under a lock, so that lines of several processes do not mix; what can't be read (the torn last line of a crash, a newer
-//! version's event) is passed over and never lost; nothing is ever changed; no event holds a secret.
+//! One line of JSON an event, in files below `history/` of the state directory, and a copy to journald where it runs.
+//!
+//! - [`files`]: how lines get to the disk, and stay there for as long as they are kept.
+//! - [`served`]: from the events to which kit a mount served from when to when; [`period`]: what `--at` asks for.
+//! - [`journal`]: the copy; [`secrets`]: what is struck out before anything is written.
+//!
+//! Invariants: an event is on the disk when [`History::append`] returns, whatever is killed afterwards; lines of several
+//! processes do not mix; what can't be read (the torn last line of a crash, a newer version's event) is passed over and
+//! stays; nothing is ever changed, and goes only with a file in which all is older than is to be kept; no event holds a
+//! secret.
+
+mod files;
+mod journal;
+mod period;
+mod secrets;
+pub mod served;
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fmt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+
+pub use period::{InvalidMoment, Period};
 
 use crate::digest::Digest;
 
@@ -28,8 +43,20 @@ pub enum Action {
     Rollback,
     /// A tag was made or moved.
     Tag,
-    /// A mount has ended.
+    /// A mount has ended. An outcome that is not [`Outcome::Done`] says that it had ended before, unseen: its daemon had died.
     Unmount,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Mount => "mount",
+            Self::Switch => "switch",
+            Self::Rollback => "rollback",
+            Self::Tag => "tag",
+            Self::Unmount => "unmount",
+        })
+    }
 }
 
 /// What came of it.
@@ -96,9 +123,29 @@ impl Event {
             trust: None,
             revision: None,
             user: user(),
-            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            host: host(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             labels: BTreeMap::new(),
+        }
+    }
+}
+
+/// In one line, for people.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.action, self.reference)?;
+        match (&self.from, &self.digest) {
+            (Some(from), Some(digest)) => write!(f, ", {from} to {digest}")?,
+            (None, Some(digest)) => write!(f, ", {digest}")?,
+            (_, None) => {}
+        }
+        if let Some(dir) = &self.mount_point {
+            write!(f, ", on {}", dir.display())?;
+        }
+        write!(f, ", by {}", self.user)?;
+        match &self.outcome {
+            Outcome::Done => Ok(()),
+            Outcome::Failed(why) => write!(f, ": {why}"),
         }
     }
 }
@@ -120,43 +167,48 @@ pub struct HistoryError {
 #[derive(Debug, Clone)]
 pub struct History {
     dir: PathBuf,
+    keep: Option<Duration>,
+    journal: PathBuf,
 }
 
-/// Where events go.
-const FILE: &str = "events.jsonl";
-
 impl History {
-    /// The record in the state directory at `state`.
+    /// The record in the state directory at `state`. All is kept: who does not know how long it should be removes nothing.
     pub fn at(state: &Path) -> Self {
-        Self { dir: state.join("history") }
+        Self { dir: state.join("history"), keep: None, journal: PathBuf::from(journal::SOCKET) }
     }
 
-    /// Adds an event. It is on the disk when this returns.
+    /// The same, where events are kept for so long.
+    pub fn keeping(self, keep: Duration) -> Self {
+        Self { keep: Some(keep), ..self }
+    }
+
+    /// The same with another journal.
+    pub fn with_journal(self, socket: impl Into<PathBuf>) -> Self {
+        Self { journal: socket.into(), ..self }
+    }
+
+    /// Adds an event. It is on the disk when this returns. Waits for the disk, and for others who append, so that it does not
+    /// belong on a thread that must not wait.
     pub fn append(&self, event: &Event) -> Result<(), HistoryError> {
-        let path = self.dir.join(FILE);
-        let failed = |cause| HistoryError { action: "written", path: path.clone(), cause };
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(failed)?;
-        let mut options = OpenOptions::new();
-        let mut file = options.create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
-        let mut line = serde_json::to_vec(event).map_err(|error| failed(error.into()))?;
-        line.push(b'\n');
-        flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
-        file.write_all(&line).and_then(|()| file.sync_data()).map_err(failed)
+        let event = secrets::struck_out(event);
+        // Where the disk is full, the journal may still take it.
+        journal::send(&self.journal, &event);
+        files::append(&self.dir, self.keep, &event)
     }
 
     /// All events, oldest first. What is no event is passed over.
     pub fn read(&self) -> Result<Vec<Event>, HistoryError> {
-        let path = self.dir.join(FILE);
-        match fs::read(&path) {
-            Ok(bytes) => Ok(bytes.split(|byte| *byte == b'\n').filter_map(event).collect()),
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(cause) => Err(HistoryError { action: "read", path, cause }),
-        }
+        let mut events = files::read(&self.dir)?;
+        events.sort_by_key(|event| event.time);
+        // What was carried over from a file that goes is there twice until that file has gone.
+        events.dedup();
+        Ok(events)
     }
 }
 
-fn event(line: &[u8]) -> Option<Event> {
-    serde_json::from_slice(line).ok()
+/// The name of this machine, as events have it.
+pub fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The name of the user, else the number.
@@ -172,20 +224,4 @@ fn user() -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_appended_is_read_in_order_and_a_torn_line_is_passed_over() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let history = History::at(dir.path());
-        assert_eq!(history.read().expect("none yet"), []);
-        let events: Vec<_> = (0..3).map(|number| Event::now(Action::Mount, format!("r.io/a:{number}"))).collect();
-        history.append(&events[0]).expect("appended");
-        let mut file = OpenOptions::new().append(true).open(dir.path().join("history").join(FILE)).expect("opens");
-        file.write_all(b"{\"time\":\"20\n").expect("torn");
-        history.append(&events[1]).expect("appended");
-        history.append(&events[2]).expect("appended");
-        assert_eq!(history.read().expect("read"), events);
-    }
-}
+mod tests;

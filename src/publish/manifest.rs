@@ -11,12 +11,14 @@ use serde::Serialize;
 use super::PublishError;
 use super::fields::Fields;
 use crate::archive::index::annotations::{self, MEDIA_TYPE, Pin};
-use crate::digest::Digest;
+use crate::digest::{Digest, Verified};
 use crate::modelkit::manifest::{MAX_MANIFEST, Manifest};
 use crate::source::{NewManifest, Refers};
 
 /// What a manifest is that does not say so itself.
 const IMAGE_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// The same for an index of manifests.
+const IMAGE_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// The media type of a config that says nothing.
 const EMPTY_CONFIG: &str = "application/vnd.oci.empty.v1+json";
 /// That config.
@@ -32,19 +34,25 @@ pub struct Document {
 }
 
 impl Document {
-    fn new(media_type: String, bytes: Vec<u8>, refers: Option<Refers>) -> Result<Self, PublishError> {
+    fn new(media_type: String, bytes: Vec<u8>) -> Result<Self, PublishError> {
         let size = bytes.len() as u64;
         if size > MAX_MANIFEST {
             return Err(PublishError::TooLarge { size });
         }
         let digest = Digest::of(&bytes);
-        Ok(Self { digest, manifest: NewManifest { media_type, bytes: Bytes::from(bytes), refers } })
+        Ok(Self { digest, manifest: NewManifest { media_type, bytes: Bytes::from(bytes), refers: None } })
     }
 
-    /// A kit's manifest as it is.
-    pub fn unchanged(digest: Digest, manifest: &Manifest) -> Result<Self, PublishError> {
-        let bytes = manifest.bytes.bytes();
-        Self::new(media_type(&parse(bytes)?), bytes.to_vec(), None).map(|document| Self { digest, ..document })
+    /// A manifest or an image index as it is.
+    pub fn unchanged(digest: Digest, bytes: &Verified) -> Result<Self, PublishError> {
+        let bytes = bytes.bytes().clone();
+        Ok(Self { digest, manifest: NewManifest { media_type: media_type(&parse(&bytes)?), bytes, refers: None } })
+    }
+
+    /// The same for what refers to `subject`.
+    pub fn referring(self, subject: Digest) -> Self {
+        let refers = Refers { subject, artifact_type: MEDIA_TYPE.to_owned() };
+        Self { manifest: NewManifest { refers: Some(refers), ..self.manifest }, ..self }
     }
 
     /// A kit's manifest with these indexes named, one place in `pins` for each of its layers. `kit` is its digest.
@@ -69,7 +77,7 @@ impl Document {
             annotations.set(key, value)?;
         }
         fields.set("annotations", &annotations)?;
-        Self::new(media_type(&fields), serde_json::to_vec(&fields)?, None)
+        Self::new(media_type(&fields), serde_json::to_vec(&fields)?)
     }
 
     /// The referrer that keeps the indexes of `subject`, one for each layer and in that order; `None` where there are none.
@@ -98,8 +106,8 @@ impl Document {
                 annotations: None,
             },
         };
-        let refers = Refers { subject: subject.digest, artifact_type: MEDIA_TYPE.to_owned() };
-        Self::new(IMAGE_MANIFEST.to_owned(), serde_json::to_vec(&referrer)?, Some(refers)).map(Some)
+        let document = Self::new(IMAGE_MANIFEST.to_owned(), serde_json::to_vec(&referrer)?)?;
+        Ok(Some(document.referring(subject.digest)))
     }
 }
 
@@ -109,7 +117,9 @@ fn parse(bytes: &[u8]) -> Result<Fields, serde_json::Error> {
 
 fn media_type(manifest: &Fields) -> String {
     let own = manifest.get("mediaType").and_then(|json| serde_json::from_str::<String>(json).ok());
-    own.filter(|own| !own.is_empty()).unwrap_or_else(|| IMAGE_MANIFEST.to_owned())
+    let is_index = manifest.get("manifests").is_some() && manifest.get("config").is_none();
+    let implied = if is_index { IMAGE_INDEX } else { IMAGE_MANIFEST };
+    own.filter(|own| !own.is_empty()).unwrap_or_else(|| implied.to_owned())
 }
 
 /// A layer's descriptor that names this index, or none.

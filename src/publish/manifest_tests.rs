@@ -116,7 +116,7 @@ fn an_annotation_that_is_given_replaces_the_kits_own() {
 #[test]
 fn the_referrer_is_what_the_format_says() {
     let (digest, manifest) = parsed(&manifest());
-    let subject = Document::unchanged(digest, &manifest).expect("a subject");
+    let subject = Document::unchanged(digest, &manifest.bytes).expect("a subject");
     let layer: Digest = LAYER.parse().expect("a digest");
     let (one, two) = (pin(b"1"), pin(b"2"));
     let pins = [(layer, one), (OTHER.parse().expect("a digest"), two), (layer, one)];

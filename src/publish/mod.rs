@@ -1,15 +1,19 @@
-//! A kit with the indexes of its layers: `kitfs index`.
+//! Kits that are written: with the indexes of their layers (`kitfs index`), or as they are under other tags (`kitfs tag`).
 //!
 //! - [`derive()`] has the index of each layer made, or found in the cache where an earlier run left it.
 //! - `manifest`, over `fields`: what is to be written, decided without I/O: an [`Edition`].
+//! - [`copy`](mod@copy): a kit as it is, for another repository.
+//! - [`moves`]: which tags may be moved, decided without I/O.
 //! - [`write`](mod@write): writes it.
 //!
 //! Invariants: the config and the layers stay as they are, bit for bit, and are not moved where they need not be. Nothing is
 //! tagged before all that it names is there, so whoever finds a tag finds the kit whole, and a run that was ended in the
 //! middle is gone on with by the next. All that is made is canonical: a second run writes nothing.
 
+pub mod copy;
 mod fields;
 mod manifest;
+pub mod moves;
 pub mod write;
 
 use std::collections::HashMap;
@@ -106,6 +110,26 @@ pub enum PublishError {
         /// What it would point at.
         made: Digest,
     },
+    /// A tag was written, and leads elsewhere.
+    #[error(
+        "{reference} was written as {put}, and now {}: somebody else moved it in the same moment, or the registry keeps an \
+         old answer; look again with `kitfs resolve`",
+        found.map_or_else(|| "there is no such tag".to_owned(), |found| format!("it is {found}"))
+    )]
+    NotThere {
+        /// The tag.
+        reference: String,
+        /// What was written.
+        put: Digest,
+        /// What it leads to.
+        found: Option<Digest>,
+    },
+    /// An image index that lists an image index.
+    #[error("{digest} is an image index within an image index, which holds no kits")]
+    Nested {
+        /// The inner one.
+        digest: Digest,
+    },
     /// The manifest would be larger than registries accept.
     #[error("with its annotations the manifest has {}; registries accept at most {}", format_size(*size), format_size(MAX_MANIFEST))]
     TooLarge {
@@ -165,7 +189,7 @@ impl Edition {
     /// The kit as it is, with its indexes beside it.
     pub fn beside(resolved: &Resolved, layers: Vec<Indexed>) -> Result<Self, PublishError> {
         let pins = pins(resolved, &layers);
-        let kit = Document::unchanged(resolved.digest, &resolved.document)?;
+        let kit = Document::unchanged(resolved.digest, &resolved.manifest)?;
         Self::kept(kit, resolved, layers, &pins)
     }
 

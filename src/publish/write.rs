@@ -1,4 +1,5 @@
-//! Writing an edition: blobs first, each only where it is not yet; then the manifest under its tag; then the referrer.
+//! Writing to a repository: blobs first, each only where it is not yet; then what refers to the kit; then its manifest,
+//! under its tag.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,11 +17,16 @@ use crate::archive::index::annotations::MEDIA_TYPE;
 use crate::digest::{Digest, Mismatch, Unverified};
 use crate::fetch::memory::Memory;
 use crate::fetch::transfer::{Persistence, Transfer, retried};
-use crate::fetch::{FILLS, FetchError, Limits, Resolved};
+use crate::fetch::{Context, FILLS, FetchError, Limits, Resolved};
+use crate::reference::Location;
 use crate::source::{BlobId, ByteStream, Source, SourceError, Target};
 
 /// A blob is as long under way as it makes progress, which its source and its target watch over. Ten years.
 const NO_DEADLINE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How often it is looked whether a tag leads to what was put under it: some registries take a moment to tell.
+const LOOKS: u32 = 4;
+/// How long between.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 /// The pieces that made blobs are sent in.
 const PIECE: usize = 1 << 20;
 
@@ -45,11 +51,11 @@ enum Content {
 }
 
 impl Blob {
-    fn copied(what: String, id: BlobId) -> Arc<Self> {
+    pub(super) fn copied(what: String, id: BlobId) -> Arc<Self> {
         Self::new(what, id, Content::Copied)
     }
 
-    fn made(what: String, digest: Digest, bytes: Bytes) -> Arc<Self> {
+    pub(super) fn made(what: String, digest: Digest, bytes: Bytes) -> Arc<Self> {
         Self::new(what, BlobId { digest, size: bytes.len() as u64 }, Content::Made(bytes))
     }
 
@@ -139,20 +145,28 @@ impl Tally {
     }
 }
 
-/// Writes to one repository what comes from one kit.
+/// Writes to one repository what comes from another.
 #[derive(Debug)]
-pub struct Writer<'a> {
+pub struct Writer {
     /// Where to.
     pub target: Arc<dyn Target>,
     /// Where from.
-    pub resolved: &'a Resolved,
+    pub from: Location,
+    /// Where to get what is there, best first.
+    pub sources: Vec<Arc<dyn Source>>,
     /// Deadlines and parallelism.
     pub limits: Limits,
     /// What blobs on their way may take of memory.
     pub memory: Arc<Memory>,
 }
 
-impl Writer<'_> {
+impl Writer {
+    /// Writes to `target` what comes from `from`, which `sources` give.
+    pub fn new(context: &Context, target: Arc<dyn Target>, from: &Location, sources: &[Arc<dyn Source>]) -> Self {
+        let (limits, memory) = (context.limits.clone(), context.memory.clone());
+        Self { target, from: from.clone(), sources: sources.to_vec(), limits, memory }
+    }
+
     /// Puts the config of the referrer there, two bytes: so that who may not write hears of it before anything large is read.
     pub async fn try_out(&self) -> Result<Tally, PublishError> {
         let empty = Blob::made("the empty config".to_owned(), Digest::of(EMPTY), Bytes::from_static(EMPTY));
@@ -193,15 +207,50 @@ impl Writer<'_> {
 
     /// Puts the referrer, unless it is there; whether it was not. Its blobs must be there.
     pub async fn put_referrer(&self, edition: &Edition) -> Result<bool, PublishError> {
-        let Some(referrer) = &edition.referrer else { return Ok(false) };
-        if self.has_referrer(&edition.kit.digest, &referrer.digest).await? {
+        match &edition.referrer {
+            Some(referrer) => self.put_referring(referrer).await,
+            None => Ok(false),
+        }
+    }
+
+    /// The same for any document that refers to another.
+    pub(super) async fn put_referring(&self, referrer: &Document) -> Result<bool, PublishError> {
+        if let Some(refers) = &referrer.manifest.refers
+            && self.has_referrer(&refers.subject, &referrer.digest).await?
+        {
             return Ok(false);
         }
         self.put_manifest("the referrer", referrer, None).await?;
         Ok(true)
     }
 
-    async fn put_manifest(&self, name: &str, document: &Document, tag: Option<&str>) -> Result<(), PublishError> {
+    /// Makes sure that a tag leads to what was just put under it, by the bytes that it gives.
+    pub async fn check_tag(&self, tag: &str, put: &Digest) -> Result<(), PublishError> {
+        let what = format!("tag {tag}");
+        let mut found = None;
+        for look in 0..LOOKS {
+            if look > 0 {
+                tokio::time::sleep(BETWEEN_LOOKS).await;
+            }
+            found = match retried(&what, self.limits.meta_timeout, || self.target.tagged(tag)).await {
+                Ok((stated, None)) => Some(stated),
+                Ok((_, Some(bytes))) => Some(Digest::of(bytes.peek())),
+                Err(FetchError::Source { cause: SourceError::NotFound { .. }, .. }) => None,
+                Err(error) => return Err(self.failed(what, error)),
+            };
+            if found.as_ref() == Some(put) {
+                return Ok(());
+            }
+        }
+        Err(PublishError::NotThere { reference: format!("{}:{tag}", self.target.name()), put: *put, found })
+    }
+
+    pub(super) async fn put_manifest(
+        &self,
+        name: &str,
+        document: &Document,
+        tag: Option<&str>,
+    ) -> Result<(), PublishError> {
         let what = format!("{name} {}", document.digest);
         let put = || self.target.put_manifest(&document.manifest, tag);
         retried(&what, self.limits.meta_timeout, put).await.map(drop).map_err(|error| self.failed(what, error))
@@ -226,8 +275,8 @@ impl Writer<'_> {
                 send.map_err(|failure| self.not_copied(failure, blob, "memory"))?;
             }
             Content::Copied => {
-                let from = &self.resolved.reference.location;
-                if retried(&blob.what, patience, || self.target.mount_blob(&blob.id, from)).await.map_err(failed)? {
+                let mount = || self.target.mount_blob(&blob.id, &self.from);
+                if retried(&blob.what, patience, mount).await.map_err(failed)? {
                     return Ok(Way::Mounted);
                 }
                 self.copy(blob).await?;
@@ -236,11 +285,11 @@ impl Writer<'_> {
         Ok(Way::Uploaded)
     }
 
-    /// Sends a blob from the first of the kit's sources that gives it.
+    /// Sends a blob from the first of the sources that gives it.
     async fn copy(&self, blob: &Arc<Blob>) -> Result<(), PublishError> {
         let lost = FetchError::Lost { what: blob.what.clone() };
         let mut last = PublishError::Copy { what: blob.what.clone(), cause: Box::new(lost) };
-        for source in self.resolved.origins.first().into_iter().flat_map(|origin| &origin.sources) {
+        for source in &self.sources {
             let open = || self.transfer(source, blob.id).ordered();
             let Err(failure) = self.send(blob, open).await else { return Ok(()) };
             last = self.not_copied(failure, blob, &source.name());
@@ -299,7 +348,7 @@ impl Writer<'_> {
         }
     }
 
-    fn failed(&self, what: String, error: FetchError) -> PublishError {
+    pub(super) fn failed(&self, what: String, error: FetchError) -> PublishError {
         match error {
             FetchError::Source { cause, .. } => PublishError::Write { what, target: self.target.name(), cause },
             cause => PublishError::Stalled { what, cause: Box::new(cause) },

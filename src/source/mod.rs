@@ -12,6 +12,7 @@
 //! registry                  the distribution API: which request, and whether the answer keeps to what was asked
 //!   registry/push, upload   writing; the body of a blob on its way, given up when it stalls
 //!   registry/referrers      who refers to a manifest: the API, or the tag that stands in for it
+//!   registry/tags           the list of tags, page by page
 //!   transport, body         one HTTP request with its redirects; an answer's bytes, counted and timed
 //!   clients                 which of them share connections
 //!   lookup                  host names, looked up where nobody is held by it
@@ -112,6 +113,11 @@ pub trait Source: Send + Sync + fmt::Debug {
 
     /// All tags of the repository that name kits: those that hold referrers are left out.
     async fn tags(&self) -> Result<Vec<String>, SourceError>;
+
+    /// The same with what they point at, where that is known without a request for each.
+    async fn tags_and_digests(&self) -> Result<Vec<(String, Option<Digest>)>, SourceError> {
+        Ok(self.tags().await?.into_iter().map(|tag| (tag, None)).collect())
+    }
 
     /// The manifests of this artifact type that refer to `subject`. What they are is the source's claim.
     async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Digest>, SourceError>;
@@ -259,6 +265,21 @@ pub enum SourceError {
         /// What was to be written, what that status means, and the registry's own words.
         what: String,
     },
+    /// A registry keeps a tag from moving.
+    #[error(
+        "{source_name} holds that tag to be immutable, and answered {status} to {what}{words}; choose another tag, or have \
+         the registry's rule changed"
+    )]
+    TagImmutable {
+        /// The registry's repository.
+        source_name: String,
+        /// The HTTP status.
+        status: u16,
+        /// What was to be written.
+        what: String,
+        /// The registry's own words, in brackets after a space.
+        words: String,
+    },
     /// What was to be written as a blob is not that blob. The target has kept nothing, and is not to blame.
     #[error("the bytes to write as blob {} to {target} have the digest {}: where they come from is damaged; nothing was written", cause.expected, cause.found)]
     Damaged {
@@ -307,6 +328,7 @@ impl SourceError {
             | Self::Untrusted { .. }
             | Self::RangeIgnored { .. }
             | Self::Refused { .. }
+            | Self::TagImmutable { .. }
             | Self::Damaged { .. }
             | Self::Protocol { .. }
             | Self::Disk { .. }

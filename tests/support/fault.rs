@@ -58,6 +58,8 @@ pub enum Fault {
     Location(Option<String>),
     /// This status and this body.
     Refuse { status: u16, body: String },
+    /// The same for requests that change something; the others are answered.
+    RefuseWrites { status: u16, body: String },
     /// Other bytes than those of this digest, and no digest header.
     Replace(Vec<u8>),
     /// A pause before the answer.

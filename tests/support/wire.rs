@@ -152,6 +152,9 @@ fn answer(shared: &Shared, request: &Request, faults: &[Fault]) -> Answer {
                 };
             }
             Fault::Refuse { status, body } => return Answer::new(*status).bytes(body.clone().into_bytes()),
+            Fault::RefuseWrites { status, body } if upload::writes(request) => {
+                return Answer::new(*status).bytes(body.clone().into_bytes());
+            }
             Fault::Redirect { to } if path.starts_with("/v2/") => {
                 if let Some(refusal) = authorize(shared, request) {
                     return refusal;

@@ -128,6 +128,10 @@ impl Source for KitStorage {
         Ok(self.read_tags().await?.into_keys().collect())
     }
 
+    async fn tags_and_digests(&self) -> Result<Vec<(String, Option<Digest>)>, SourceError> {
+        Ok(self.read_tags().await?.into_iter().map(|(tag, digest)| (tag, Some(digest))).collect())
+    }
+
     async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Digest>, SourceError> {
         let (path, name) = (self.file(REFERRERS), in_storage(&self.storage));
         let index = blocking(move || {

@@ -156,6 +156,14 @@ impl Source for Layout {
         Ok(kit_tags(&self.contents().await?))
     }
 
+    async fn tags_and_digests(&self) -> Result<Vec<(String, Option<Digest>)>, SourceError> {
+        let contents = self.contents().await?;
+        let tags = kit_tags(&contents).into_iter();
+        // What a tag is that names several manifests, its own question says.
+        let only = |digests: &BTreeSet<Digest>| digests.first().filter(|_| digests.len() == 1).copied();
+        Ok(tags.map(|tag| (contents.tags.get(&tag).and_then(only), tag)).map(|(digest, tag)| (tag, digest)).collect())
+    }
+
     async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Digest>, SourceError> {
         let contents = self.contents().await?;
         // Where another tool wrote the tag of referrers, its index is nested, and its entries are here too.

@@ -11,6 +11,7 @@
 
 mod push;
 mod referrers;
+mod tags;
 mod upload;
 
 use std::collections::HashMap;
@@ -26,27 +27,20 @@ use oci_client::manifest::{
     IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
 };
 use reqwest::header::{
-    ACCEPT, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, IF_NONE_MATCH, LINK, RANGE,
-    RETRY_AFTER,
+    ACCEPT, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, IF_NONE_MATCH, RANGE, RETRY_AFTER,
 };
 use reqwest::{Method, Response, StatusCode};
-use serde::Deserialize;
 use url::Url;
 
 use crate::digest::{Digest, Unverified};
 use crate::source::access::Access;
 use crate::source::connection::Connection;
 use crate::source::credentials::Keyring;
-use crate::source::index_file::is_referrers_tag;
 use crate::source::reach::{Away, Reach};
 use crate::source::token::Tokens;
 use crate::source::transport::{Answer, Body, Call, Transport, authority, is_loopback};
 use crate::source::{BlobId, ByteStream, MAX_MANIFEST, Source, SourceError, body, check_range, retry_after};
 
-/// Tags per page: what large registries allow at most.
-const TAGS_PER_PAGE: usize = 1000;
-/// More tags than any real repository has; an endless list ends here.
-const MAX_TAGS: usize = 100_000;
 /// Final URLs that are remembered: a kit has tens of layers, and forgetting costs one redirect.
 const MAX_REMEMBERED: usize = 4096;
 /// The longest tag, by the distribution specification.
@@ -360,38 +354,7 @@ impl Source for Registry {
     }
 
     async fn tags(&self) -> Result<Vec<String>, SourceError> {
-        #[derive(Deserialize)]
-        struct Page {
-            tags: Option<Vec<String>>,
-        }
-        let what = "the list of tags";
-        let mut tags: Vec<String> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
-        loop {
-            let mut url = self.url("tags", "list");
-            url.query_pairs_mut().append_pair("n", &TAGS_PER_PAGE.to_string());
-            if let Some(last) = tags.last() {
-                url.query_pairs_mut().append_pair("last", last);
-            }
-            let ask = Ask::read(Method::GET, &url, HeaderMap::new());
-            let answer = self.expect(self.ask(&ask).await?, &[StatusCode::OK], what)?;
-            let more = answer.response.headers().contains_key(LINK);
-            let bytes = self.transport.read_small(answer.response, MAX_MANIFEST).await?;
-            let page: Page = serde_json::from_slice(&bytes)
-                .map_err(|error| self.transport.protocol(format!("{what} can't be read: {error}")))?;
-            let page = page.tags.unwrap_or_default();
-            let full = page.len() == TAGS_PER_PAGE;
-            let before = tags.len();
-            tags.extend(page.into_iter().filter(|tag| seen.insert(tag.clone())));
-            // A registry that knows no pages sends all at once, or the same again.
-            if tags.len() == before || !(more || full) {
-                tags.retain(|tag| !is_referrers_tag(tag));
-                return Ok(tags);
-            }
-            if tags.len() > MAX_TAGS {
-                return Err(self.transport.protocol(format!("{what} has more than {MAX_TAGS} entries")));
-            }
-        }
+        self.list_tags().await
     }
 
     async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Digest>, SourceError> {

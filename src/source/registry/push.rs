@@ -98,6 +98,10 @@ impl Registry {
         let body = self.transport.read_refusal(&mut answer.response).await;
         let told = own_words(&body);
         let words = if told.is_empty() { String::new() } else { format!(" ({told})") };
+        if status.is_client_error() && says_immutable(&told) {
+            let (source_name, what) = (self.name.clone(), what.to_owned());
+            return SourceError::TagImmutable { source_name, status: status.as_u16(), what, words };
+        }
         let meaning = match status {
             StatusCode::NOT_FOUND => "there is no such repository, or nothing can be written there",
             StatusCode::METHOD_NOT_ALLOWED => "it is read-only",
@@ -209,6 +213,12 @@ impl Target for Registry {
     }
 }
 
+/// Whether a registry's words tell of a tag that may not move. There is no code for it, and each registry has its status;
+/// those that know such tags have this word.
+fn says_immutable(words: &str) -> bool {
+    words.to_ascii_lowercase().contains("immutab")
+}
+
 /// What a registry says in an error of OCI's form, as far as a line can hold and show it.
 fn own_words(body: &[u8]) -> String {
     #[derive(Deserialize)]
@@ -241,6 +251,18 @@ mod tests {
 
     fn words(code: &str, message: &str) -> String {
         own_words(serde_json::json!({"errors": [{"code": code, "message": message}]}).to_string().as_bytes())
+    }
+
+    #[test]
+    fn a_tag_that_may_not_move_is_told_by_the_registrys_words() {
+        for words in [
+            "TAG_INVALID: The image tag 'v1' already exists in the 'a' repository and cannot be overwritten because the repository is immutable.",
+            "PRECONDITION: Failed to process request due to 'a:v1' configured as immutable.",
+            "DENIED: Tag immutability is enabled",
+        ] {
+            assert!(says_immutable(words), "{words}");
+        }
+        assert!(!says_immutable("DENIED: requested access to the resource is denied"));
     }
 
     #[test]
