@@ -276,9 +276,9 @@ pub enum SourceError {
         /// The HTTP status.
         status: u16,
         /// What was to be written.
-        what: String,
+        what: Box<str>,
         /// The registry's own words, in brackets after a space.
-        words: String,
+        words: Box<str>,
     },
     /// What was to be written as a blob is not that blob. The target has kept nothing, and is not to blame.
     #[error("the bytes to write as blob {} to {target} have the digest {}: where they come from is damaged; nothing was written", cause.expected, cause.found)]

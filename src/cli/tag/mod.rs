@@ -21,12 +21,14 @@ use super::history::HistoryArgs;
 use super::options::{ConnectionArgs, FetchArgs, JsonArgs, ProgressArgs};
 use super::{Failure, kits, output};
 use crate::digest::{Digest, Verified};
-use crate::fetch::{self, Access, Context, Verify};
+use crate::fetch::{self, Access, Context, FetchError, ResolvedDigest, Verify};
 use crate::history::History;
+use crate::modelkit::manifest::Document;
 use crate::mount::StateDir;
 use crate::publish::moves::{Expected, Release, Rules, Wanted};
 use crate::reference::{Location, Reference, is_tag};
-use crate::source::Source;
+use crate::report::chain;
+use crate::source::{Source, SourceError};
 use crate::tagging::TagPattern;
 use targets::{Place, Target};
 
@@ -151,7 +153,7 @@ impl Tag {
         }
         let commit = if self.git { Some(git::commit_tag().await?) } else { None };
         let places = targets::places(&self.source, &self.targets, self.semver.as_ref(), commit.as_deref())?;
-        Ok((Origin::find(tools, &self.source, &self.source).await?, places, rules))
+        Ok((Origin::find(tools, &self.source).await?, places, rules))
     }
 
     /// SRC's tag back to where it was.
@@ -162,14 +164,15 @@ impl Tag {
         }
         let last = undo::last_move(&tools.history, &name)?;
         let before = Reference { tag: None, digest: Some(last.from), ..name.clone() };
-        let mut origin = Origin::find(tools, &before, &name).await.map_err(|failure| {
-            let remedy = "the registry may have collected it, as no tag led to it (see --keep-old)";
-            Failure::failed(format!(
-                "{name} was {}, which is not to be had any more: {}; {remedy}",
-                last.from,
-                failure.message()
-            ))
+        let resolved = fetch::resolve_digest(&tools.context, &tools.access, &before).await;
+        let resolved = resolved.map_err(|error| match error.root() {
+            FetchError::Source { cause: SourceError::NotFound { .. }, .. } => Failure::failed(format!(
+                "{name} was {}, which is gone: the registry may have collected it, as no tag led to it (see --keep-old)",
+                last.from
+            )),
+            _ => kits::not_resolved(&before, &tools.access, &error),
         })?;
+        let mut origin = Origin::new(&name, resolved)?;
         if self.source.tag_was_omitted() {
             origin.notes.push(format!("no tag in {}: took `{}`", name.location.name(), name.tag()));
         }
@@ -184,28 +187,27 @@ impl Tag {
 }
 
 impl Origin {
-    /// Follows `reference`, which is shown as `shown`.
-    async fn find(tools: &Tools, reference: &Reference, shown: &Reference) -> Result<Self, Failure> {
+    /// Follows a reference.
+    async fn find(tools: &Tools, reference: &Reference) -> Result<Self, Failure> {
         let Tools { context, access, .. } = tools;
         let resolved = fetch::resolve_digest(context, access, reference).await;
-        let resolved = resolved.map_err(|error| kits::not_resolved(reference, access, &error))?;
-        let name = reference.location.name();
-        if let Some(known) = &resolved.last_known {
-            let digest = resolved.digest;
-            let remedy = format!("to tag that all the same, name it: {name}@{digest}");
-            return Err(Failure::failed(format!("{name}:{}: {known}, {digest}; {remedy}", reference.tag())));
+        Self::new(reference, resolved.map_err(|error| kits::not_resolved(reference, access, &error))?)
+    }
+
+    fn new(reference: &Reference, resolved: ResolvedDigest) -> Result<Self, Failure> {
+        let ResolvedDigest { digest, manifest, sources, notes, last_known } = resolved;
+        let location = reference.location.clone();
+        if let Some(known) = last_known {
+            let (name, why) = (location.name(), known.cause.unwrap_or_else(|| known.why.to_string()));
+            return Err(Failure::failed(format!(
+                "{name}:{} can't be looked up now ({why}), and what it was is not passed on unseen; to tag that all the \
+                 same, name it: {name}@{digest}",
+                reference.tag()
+            )));
         }
         // What is no kit is left to the tools that made it.
-        crate::modelkit::manifest::Document::parse(&resolved.manifest)
-            .map_err(|error| Failure::failed(format!("{reference}: {}", crate::report::chain(&error))))?;
-        Ok(Self {
-            reference: shown.clone(),
-            location: reference.location.clone(),
-            digest: resolved.digest,
-            manifest: resolved.manifest,
-            sources: resolved.sources,
-            notes: resolved.notes,
-        })
+        Document::parse(&manifest).map_err(|error| Failure::failed(format!("{reference}: {}", chain(&error))))?;
+        Ok(Self { reference: reference.clone(), location, digest, manifest, sources, notes })
     }
 }
 

@@ -99,8 +99,8 @@ impl Registry {
         let told = own_words(&body);
         let words = if told.is_empty() { String::new() } else { format!(" ({told})") };
         if status.is_client_error() && says_immutable(&told) {
-            let (source_name, what) = (self.name.clone(), what.to_owned());
-            return SourceError::TagImmutable { source_name, status: status.as_u16(), what, words };
+            let (source_name, what) = (self.name.clone(), what.into());
+            return SourceError::TagImmutable { source_name, status: status.as_u16(), what, words: words.into() };
         }
         let meaning = match status {
             StatusCode::NOT_FOUND => "there is no such repository, or nothing can be written there",
