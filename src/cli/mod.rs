@@ -1,7 +1,7 @@
 //! The command line: one file a command.
 //!
 //! - `mount`, `unmount`, `status`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tags`, `diff`, `index`, `verify`,
-//!   `cache`: the commands; `served`: what a mount tells.
+//!   `cache`: the commands; `served`: what a mount tells; `image_index`: what `inspect` tells of one.
 //! - [`options`] and [`log`]: groups of flags that commands share; [`config`]: where their defaults come from.
 //! - [`kits`]: from a reference to an opened kit; [`walk`]: paths in it; [`progress`]: what is being fetched.
 //! - [`output`]: what is said on standard output and standard error; [`failure`]: errors and exit codes.
@@ -15,6 +15,7 @@ mod config;
 mod diff;
 mod dry_run;
 mod failure;
+mod image_index;
 mod index;
 mod inspect;
 mod kits;

@@ -167,11 +167,16 @@ pub async fn resolve_digest(
     let pointed = resolver.pointed(reference, &mut notes).await?;
     // A digest that was typed, or that a header told, is only a claim until the manifest has been hashed.
     let manifest = resolver.documents.manifest(&pointed.sources, &pointed.digest).await?;
-    if Document::parse(&manifest).is_ok() {
+    let document = Document::parse(&manifest);
+    if document.is_ok() {
         resolver.remember(&pointed);
     }
     resolver.documents.settle().await;
-    Ok(ResolvedDigest { digest: pointed.digest, notes, last_known: pointed.last_known })
+    let index = match document {
+        Ok(Document::Index(index)) => Some(index),
+        Ok(Document::Manifest(_)) | Err(_) => None,
+    };
+    Ok(ResolvedDigest { digest: pointed.digest, index, notes, last_known: pointed.last_known })
 }
 
 /// What a reference stands for.
@@ -179,6 +184,8 @@ pub async fn resolve_digest(
 pub struct ResolvedDigest {
     /// The digest of a manifest or image index.
     pub digest: Digest,
+    /// The image index, if it is one.
+    pub index: Option<ImageIndex>,
     /// What the user should know.
     pub notes: Vec<String>,
     /// That the tag was not looked up now, and what stood in for that.
