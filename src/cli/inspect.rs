@@ -6,19 +6,23 @@ use clap::Args;
 use futures_util::{StreamExt as _, future, stream};
 use serde_json::{Value, json};
 
+use super::image_index::Shown;
 use super::kits::{self, KitArgs};
 use super::options::{JsonArgs, LookVerifyArgs, ProgressArgs};
 use super::output::{self, Output, printable};
 use super::progress::Progress;
-use super::{Failure, ls, served, walk};
+use super::{Failure, ls, served, tags, walk};
 use crate::archive::index::annotations::{DIGEST, HEAD, SIZE};
 use crate::digest::Digest;
-use crate::fetch::{Context, Kit, LayerFetch, Resolved};
+use crate::fetch::tags::Repository;
+use crate::fetch::{Access, Context, FetchError, Kit, LayerFetch, Resolved, resolve_digest};
 use crate::fs::{Attr, Fs};
+use crate::modelkit::error::ModelKitError;
 use crate::object::CHUNK_SIZE;
 use crate::path::TreePath;
-use crate::reference::Reference;
+use crate::reference::{Location, Reference};
 use crate::report::chain;
+use crate::tagging::Rank;
 use crate::units::format_size;
 
 /// So many indexes are looked for at a time: a small request each, and a person waits.
@@ -32,6 +36,7 @@ const LOOKS: usize = 32;
 Examples:
   kitfs inspect ghcr.io/team/llama:8b
   kitfs inspect llama:8b weights/a.gguf      the entry that holds a file, and the file
+  kitfs inspect --tags ghcr.io/team/llama:8b who else points at this digest
   kitfs inspect llama:8b --manifest | sha256sum"
 )]
 pub(super) struct Inspect {
@@ -50,6 +55,9 @@ pub(super) struct Inspect {
     /// Print the Kitfile, byte for byte as it is in the mount
     #[arg(long, group = "document", conflicts_with_all = ["json", "path"])]
     kitfile: bool,
+    /// Show all tags that point at the digest: in a registry, that is a request for each tag of the repository
+    #[arg(long, conflicts_with = "document")]
+    tags: bool,
     #[command(flatten)]
     kit: KitArgs,
     #[command(flatten)]
@@ -62,13 +70,23 @@ pub(super) struct Inspect {
 
 impl Inspect {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let (context, kit) = self.kit.open(&self.reference, self.verify.verify()).await?;
+        kits::say_whose(&self.kit.fetch.cache, &self.kit.connection)?;
+        let (context, access, resolved) = self.kit.follow(&self.reference, self.verify.verify()).await?;
+        let (context, kit) = match resolved {
+            Ok(resolved) => kits::opened(context, resolved),
+            Err(error) => return self.undecided(context, access, &error).await,
+        };
         let mut out = Output::new();
         if let Some(bytes) = self.document(&kit.resolved)? {
             out.bytes(bytes)?;
             return out.finish();
         }
+        let pointing = self.pointing(&context, &access, &kit).await?;
+        let shown = kit.resolved.index.clone();
+        let index = shown.as_ref().map(|(digest, index)| Shown::new(*digest, index, self.kit.choice()));
         let mut header = header(&kit.resolved);
+        header["tags"] = json!(pointing.of(&kit.resolved.digest));
+        header["index"] = json!(index.as_ref().map(|index| index.json(pointing.of(&index.digest))));
         let warnings = look_for_indexes(&kit).await;
         if let Value::Array(all) = &mut header["warnings"] {
             all.extend(warnings.into_iter().map(Value::from));
@@ -88,9 +106,82 @@ impl Inspect {
             }
             out.json(&all)?;
         } else {
-            print(&mut out, &kit, &header, &entries, file.as_ref())?;
+            print(&mut out, &kit, index.as_ref(), &header, &entries, file.as_ref())?;
         }
         out.finish()
+    }
+
+    /// Shows an image index of which no kit can be taken, since several could: whoever looks into it wants to know which.
+    /// For whatever else is asked, that it can't be told is the answer.
+    async fn undecided(&self, context: Context, access: Access, error: &FetchError) -> Result<(), Failure> {
+        let failure = kits::not_resolved(&self.reference, &access, error);
+        let is_index = matches!(error.root(), FetchError::ModelKit(ModelKitError::Ambiguous { .. }));
+        if !is_index || self.manifest || self.config || self.kitfile || self.path.is_some() {
+            return Err(failure);
+        }
+        let Ok(resolved) = resolve_digest(&context, &access, &self.reference).await else { return Err(failure) };
+        // It may be a parent that could be several.
+        let Some(index) = &resolved.index else { return Err(failure) };
+        let shown = Shown::new(resolved.digest, index, self.kit.choice());
+        if !shown.is_undecided() {
+            return Err(failure);
+        }
+        let pointing = self.tags_at(&context, &access, &[resolved.digest]).await?;
+        let tags = pointing.of(&resolved.digest);
+        let mut out = Output::new();
+        if self.json.json {
+            out.json(&json!({
+                "reference": self.reference.to_string(),
+                "repository": self.reference.location.name(),
+                "digest": resolved.digest,
+                "index": shown.json(tags),
+                "tags": tags,
+                "last_known": served::last_known(resolved.last_known.as_ref()),
+                "notes": resolved.notes,
+            }))?;
+        } else {
+            output::say_all("note", &resolved.notes);
+            let mut lines = vec![("reference", printable(self.reference.to_string().as_bytes()))];
+            lines.extend(shown.lines());
+            lines.extend(tags.map(|tags| ("tags", in_words(tags))));
+            out.table(&lines.into_iter().map(|(key, value)| vec![key.to_owned(), value]).collect::<Vec<_>>())?;
+            out.line("")?;
+            shown.print_kits(&mut out)?;
+        }
+        out.finish()
+    }
+
+    /// The tags that point at the kit, and at the image index that led to it.
+    async fn pointing(&self, context: &Context, access: &Access, kit: &Kit) -> Result<Pointing, Failure> {
+        let mut digests = vec![kit.resolved.digest];
+        digests.extend(kit.resolved.index.as_ref().map(|(digest, _)| *digest));
+        self.tags_at(context, access, &digests).await
+    }
+
+    /// The tags that point at some digests, if they are asked for, or cost nothing.
+    async fn tags_at(&self, context: &Context, access: &Access, digests: &[Digest]) -> Result<Pointing, Failure> {
+        let location = &self.reference.location;
+        if !self.tags && matches!(location, Location::Registry { .. }) {
+            return Ok(Pointing(None));
+        }
+        let repository = Repository::open(context, access, location)?;
+        let all = match repository.tags().await {
+            Ok(all) => tags::point(&repository, all, self.progress.mode()).await?,
+            // A kit that was found by its digest may be in no list.
+            Err(error) if !self.tags => {
+                tracing::debug!(error = chain(&error), "the tags can't be told");
+                return Ok(Pointing(None));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut found: BTreeMap<Digest, Vec<String>> = digests.iter().map(|digest| (*digest, Vec::new())).collect();
+        for tag in all {
+            if let Some(tags) = tag.digest.and_then(|digest| found.get_mut(&digest)) {
+                tags.push(tag.name);
+            }
+        }
+        found.values_mut().for_each(|tags| tags.sort_by_cached_key(|tag| Rank::of(tag)));
+        Ok(Pointing(Some(found)))
     }
 
     /// The document that was asked for, if one was.
@@ -142,6 +233,20 @@ impl Inspect {
     }
 }
 
+/// The tags that point at some digests, in their order; `None` where they were not asked for.
+struct Pointing(Option<BTreeMap<Digest, Vec<String>>>);
+
+impl Pointing {
+    fn of(&self, digest: &Digest) -> Option<&[String]> {
+        self.0.as_ref()?.get(digest).map(Vec::as_slice)
+    }
+}
+
+/// Tags for people.
+fn in_words(tags: &[String]) -> String {
+    if tags.is_empty() { "none".to_owned() } else { printable(tags.join(", ").as_bytes()) }
+}
+
 /// Looks for all layers' indexes at once. What is wrong with one, or out of reach, is a warning: the manifest can be shown.
 pub(super) async fn look_for_indexes(kit: &Kit) -> Vec<String> {
     let looks = kit.layers.iter().map(|layer| async move {
@@ -165,14 +270,10 @@ fn header(resolved: &Resolved) -> Value {
         let found = found.or_else(|| config.pointer(&format!("/descriptor/{field}")));
         found.and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
     };
-    let index = resolved.index.as_ref().map(
-        |(digest, index)| json!({ "digest": digest, "manifests": index.manifests.len(), "chosen": resolved.digest }),
-    );
     json!({
         "reference": resolved.reference.to_string(),
         "repository": resolved.reference.location.name(),
         "digest": resolved.digest,
-        "index": index,
         "config": {
             "media_type": resolved.document.config.media_type,
             "digest": resolved.document.config.digest,
@@ -253,16 +354,24 @@ fn text(value: &Value) -> String {
     }
 }
 
-fn print(out: &mut Output, kit: &Kit, header: &Value, entries: &[Value], file: Option<&Value>) -> Result<(), Failure> {
+fn print(
+    out: &mut Output,
+    kit: &Kit,
+    index: Option<&Shown<'_>>,
+    header: &Value,
+    entries: &[Value],
+    file: Option<&Value>,
+) -> Result<(), Failure> {
     let resolved = &kit.resolved;
     let mut lines =
         vec![("kit", printable(resolved.reference.to_string().as_bytes())), ("digest", text(&header["digest"]))];
-    if let Some((digest, index)) = &resolved.index {
-        lines.push((
-            "index",
-            format!("{digest}; the digest above is one of the {} that it lists", index.manifests.len()),
-        ));
-    }
+    lines.extend(index.map(Shown::lines).unwrap_or_default());
+    let tags = |value: &Value| {
+        let tags = value.as_array()?.iter().filter_map(Value::as_str).map(str::to_owned);
+        Some(in_words(&tags.collect::<Vec<_>>()))
+    };
+    lines.extend(tags(&header["tags"]).map(|tags| ("tags", tags)));
+    lines.extend(tags(&header["index"]["tags"]).map(|tags| ("index tags", tags)));
     lines.push(("config", text(&header["config"]["media_type"])));
     for key in ["name", "version"] {
         lines.push((key, text(&header["package"][key])));
@@ -276,6 +385,10 @@ fn print(out: &mut Output, kit: &Kit, header: &Value, entries: &[Value], file: O
     let lines = lines.into_iter().filter(|(_, value)| !value.is_empty());
     out.table(&lines.map(|(key, value)| vec![key.to_owned(), value]).collect::<Vec<_>>())?;
 
+    if let Some(index) = index {
+        out.line("")?;
+        index.print_kits(out)?;
+    }
     out.line("")?;
     let titles = ["TYPE", "PATH", "SIZE", "TRUST", "MEDIA TYPE", "LAYER", "DIFF ID"];
     let mut table = vec![titles.map(str::to_owned).to_vec()];

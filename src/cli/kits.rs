@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::options::{CacheArgs, ConnectionArgs, FetchArgs, SelectionArgs, TrustArgs};
+use super::options::{CacheArgs, ChoiceArgs, ConnectionArgs, FetchArgs, SelectionArgs, TrustArgs};
 use super::{Failure, output};
 use crate::fetch::listing::Listing;
 use crate::fetch::{Access, Context, FetchError, Kit, Policy, Request, Resolved, Verify};
@@ -48,6 +48,24 @@ impl KitArgs {
         Ok((context, resolved))
     }
 
+    /// Follows a reference for a look, for who has a use for the error. No policy is about looks.
+    pub(super) async fn follow(
+        &self,
+        reference: &Reference,
+        verify: Verify,
+    ) -> Result<(Context, Access, Result<Resolved, FetchError>), Failure> {
+        let request = self.request(reference)?;
+        let context = self.fetch.context(&self.connection, verify)?;
+        let access = self.fetch.access(&self.connection)?;
+        let resolved = crate::fetch::resolve(&context, &access, &request).await;
+        Ok((context, access, resolved))
+    }
+
+    /// Which kit of an image index is wanted.
+    pub(super) fn choice(&self) -> &ChoiceArgs {
+        &self.selection.choice
+    }
+
     /// The same with a cache and limits that are there already.
     pub(super) async fn resolve_in(
         &self,
@@ -75,20 +93,13 @@ impl KitArgs {
         &self,
         [first, second]: [&Reference; 2],
         verify: Verify,
-    ) -> Result<(Context, [Kit; 2]), Failure> {
+    ) -> Result<[Kit; 2], Failure> {
         say_whose(&self.fetch.cache, &self.connection)?;
         let (first, second) = (self.request(first)?, self.request(second)?);
-        let mut context = self.fetch.context(&self.connection, verify)?;
+        let context = self.fetch.context(&self.connection, verify)?;
         let access = self.fetch.access(&self.connection)?;
         let both = tokio::try_join!(resolve(&context, &access, &first), resolve(&context, &access, &second))?;
-        context.limits.meta_timeout = NO_DEADLINE;
-        let open = |resolved: Resolved| {
-            output::say_all("note", &resolved.notes);
-            output::say_all("warning", &resolved.plan.warnings);
-            Kit::open(&context, resolved)
-        };
-        let kits = <[Resolved; 2]>::from(both).map(open);
-        Ok((context, kits))
+        Ok(<[Resolved; 2]>::from(both).map(|resolved| opened(context.clone(), resolved).1))
     }
 
     /// Opens a kit for a look inside, and says what there is to note. No policy is about looks.
@@ -104,13 +115,18 @@ impl KitArgs {
         policy: Policy,
     ) -> Result<(Context, Kit), Failure> {
         say_whose(&self.fetch.cache, &self.connection)?;
-        let (mut context, resolved) = self.resolve(reference, verify, false, policy).await?;
-        output::say_all("note", &resolved.notes);
-        output::say_all("warning", &resolved.plan.warnings);
-        context.limits.meta_timeout = NO_DEADLINE;
-        let kit = Kit::open(&context, resolved);
-        Ok((context, kit))
+        let (context, resolved) = self.resolve(reference, verify, false, policy).await?;
+        Ok(opened(context, resolved))
     }
+}
+
+/// The same with what was resolved.
+pub(super) fn opened(mut context: Context, resolved: Resolved) -> (Context, Kit) {
+    output::say_all("note", &resolved.notes);
+    output::say_all("warning", &resolved.plan.warnings);
+    context.limits.meta_timeout = NO_DEADLINE;
+    let kit = Kit::open(&context, resolved);
+    (context, kit)
 }
 
 /// Follows a reference, as it is asked for, to its plan.

@@ -2,7 +2,7 @@
 //!
 //! - `mount`, `unmount`, `status`, `switch`, `rollback`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tags`, `tag`,
 //!   `diff`, `history`, `index`, `verify`, `cache`: the commands; `serve`: a mount that serves; `served`: what it tells;
-//!   [`policy`]: what may be mounted and pulled.
+//!   `image_index`: what `inspect` tells of one; [`policy`]: what may be mounted and pulled.
 //! - [`options`] and [`log`]: groups of flags that commands share; [`config`]: where their defaults come from.
 //! - [`kits`]: from a reference to an opened kit; [`walk`]: paths in it; [`progress`]: what is being fetched.
 //! - [`output`]: what is said on standard output and standard error; [`failure`]: errors and exit codes.
@@ -17,6 +17,7 @@ mod diff;
 mod dry_run;
 mod failure;
 mod history;
+mod image_index;
 mod index;
 mod inspect;
 mod kits;

@@ -176,12 +176,17 @@ pub async fn resolve_digest(
     let pointed = resolver.pointed(reference, &mut notes).await?;
     // A digest that was typed, or that a header told, is only a claim until the manifest has been hashed.
     let manifest = resolver.documents.manifest(&pointed.sources, &pointed.digest).await?;
-    if Document::parse(&manifest).is_ok() {
+    let document = Document::parse(&manifest);
+    if document.is_ok() {
         resolver.remember(&pointed);
     }
     resolver.documents.settle().await;
+    let index = match document {
+        Ok(Document::Index(index)) => Some(index),
+        Ok(Document::Manifest(_)) | Err(_) => None,
+    };
     let Pointed { digest, sources, last_known, .. } = pointed;
-    Ok(ResolvedDigest { digest, manifest, sources, notes, last_known })
+    Ok(ResolvedDigest { digest, index, manifest, sources, notes, last_known })
 }
 
 /// What a reference stands for.
@@ -193,6 +198,8 @@ pub struct ResolvedDigest {
     pub manifest: Verified,
     /// Where it is, best first.
     pub sources: Vec<Arc<dyn Source>>,
+    /// The image index, if it is one.
+    pub index: Option<ImageIndex>,
     /// What the user should know.
     pub notes: Vec<String>,
     /// That the tag was not looked up now, and what stood in for that.

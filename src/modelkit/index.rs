@@ -8,7 +8,8 @@ use super::error::ModelKitError;
 use super::manifest::{Descriptor, is_manifest_type};
 use crate::digest::{Digest, Verified};
 
-const TITLE: &str = "org.opencontainers.image.title";
+/// What a kit in an index is called.
+pub const TITLE: &str = "org.opencontainers.image.title";
 /// Docker marks what is no image of its own, such as attestations, with this annotation.
 const DOCKER_REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 /// What the types of manifests and configs of kits begin with.
@@ -37,31 +38,65 @@ pub struct Platform {
     pub variant: Option<String>,
 }
 
+/// Why one kit of an index is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// It was asked for by its digest.
+    Selected,
+    /// There is no other.
+    Only,
+    /// It is the only one for the platform that was asked for.
+    Platform(Platform),
+    /// It is the only one for the host's platform.
+    Host(Platform),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Selected => f.write_str("it was selected by its digest"),
+            Self::Only => f.write_str("it is the only kit in the index"),
+            Self::Platform(platform) => write!(f, "it is the only kit for {platform}, which was asked for"),
+            Self::Host(platform) => write!(f, "it is the only kit for {platform}, this machine's platform"),
+        }
+    }
+}
+
 impl ImageIndex {
     /// The kit to mount: the one that `select` names; else the only one; else the only one for `platform`, which is the
     /// host's unless it is given. A platform that is given must match even where there is one kit alone.
     pub fn select(&self, platform: Option<&Platform>, select: Option<&Digest>) -> Result<&Descriptor, ModelKitError> {
-        let candidates = self.candidates();
+        self.choose(platform, select).map(|(descriptor, _)| descriptor)
+    }
+
+    /// The same with the reason for it.
+    pub fn choose(
+        &self,
+        platform: Option<&Platform>,
+        select: Option<&Digest>,
+    ) -> Result<(&Descriptor, Why), ModelKitError> {
+        let candidates = self.kits();
         let lines = || lines(&candidates);
         if let Some(selected) = select {
             let found = candidates.iter().find(|candidate| candidate.digest == *selected);
             return found
-                .copied()
+                .map(|found| (*found, Why::Selected))
                 .ok_or_else(|| ModelKitError::NotInIndex { selected: *selected, candidates: lines() });
         }
         if candidates.is_empty() {
             return Err(ModelKitError::EmptyIndex);
         }
         if let ([only], None) = (candidates.as_slice(), platform) {
-            return Ok(only);
+            return Ok((only, Why::Only));
         }
-        let wanted = platform.cloned().unwrap_or_else(Platform::host);
+        let (wanted, is_given) = (platform.cloned().unwrap_or_else(Platform::host), platform.is_some());
         let fitting: Vec<_> = candidates
             .iter()
             .filter(|candidate| candidate.platform.as_ref().is_some_and(|platform| wanted.accepts(platform)))
             .collect();
         match fitting.as_slice() {
-            [one] => Ok(one),
+            [one] if is_given => Ok((one, Why::Platform(wanted))),
+            [one] => Ok((one, Why::Host(wanted))),
             [] => Err(ModelKitError::Ambiguous {
                 why: format!("{}, none of them for {wanted}", count(candidates.len())),
                 candidates: lines(),
@@ -74,7 +109,7 @@ impl ImageIndex {
     }
 
     /// What can be a kit: manifests that do not say they are something else, each once.
-    fn candidates(&self) -> Vec<&Descriptor> {
+    pub fn kits(&self) -> Vec<&Descriptor> {
         let (mut candidates, mut seen) = (Vec::new(), HashSet::new());
         for descriptor in &self.manifests {
             let may_be_a_kit = is_manifest_type(&descriptor.media_type)

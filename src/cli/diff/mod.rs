@@ -61,7 +61,7 @@ pub(super) struct Diff {
 
 impl Diff {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let (_context, kits) = self.kit.open_both([&self.from, &self.to], Verify::Strict).await?;
+        let kits = self.kit.open_both([&self.from, &self.to], Verify::Strict).await?;
         let [from, to] = &kits;
         let mut summary = Summary::of(&from.resolved, &to.resolved);
         let mut warnings: Vec<String> = kits.iter().flat_map(|kit| kit.resolved.plan.warnings.clone()).collect();

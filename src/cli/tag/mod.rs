@@ -195,7 +195,7 @@ impl Origin {
     }
 
     fn new(reference: &Reference, resolved: ResolvedDigest) -> Result<Self, Failure> {
-        let ResolvedDigest { digest, manifest, sources, notes, last_known } = resolved;
+        let ResolvedDigest { digest, manifest, sources, notes, last_known, .. } = resolved;
         let location = reference.location.clone();
         if let Some(known) = last_known {
             let (name, why) = (location.name(), known.cause.unwrap_or_else(|| known.why.to_string()));
