@@ -22,6 +22,7 @@
 //! reference digest path units report     newtypes that are valid once they exist, and how errors are told
 //! ```
 //!
+//! The kernel's requests come by number, and [`fs::trees`] tells the kit that a number is of: a mount that has switched has several.
 //! A read goes `fuse → fs → fetch → {source → archive → cache}`: [`fs::Fs::read`] asks [`fetch::LayerFetch`] for content, which
 //! is in the cache, comes chunk by chunk where an index proves them, or comes with the whole layer. What comes back as
 //! a [`digest::Verified`] value or a [`cache::CachedRange`] has had its digest proved; the one thing else that a read can
