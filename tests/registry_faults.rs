@@ -287,6 +287,19 @@ async fn tags_are_listed_page_by_page() {
 }
 
 #[tokio::test]
+async fn a_page_is_asked_for_as_the_registry_links_to_it() {
+    let setup = setup();
+    setup.server.tag("b", setup.server.add_blob("{}"));
+    let first = Fault::Replace(br#"{"tags":["a"]}"#.to_vec());
+    setup.server.fault_times(1, "list", first);
+    let link = "<https://elsewhere/v2/team/kit/tags/list?next_page=gAAA%3D>; rel=\"next\"";
+    setup.server.fault_times(1, "list", Fault::Header("Link", link.to_owned()));
+    assert_eq!(setup.source.tags().await.expect("tags"), ["a", "b"]);
+    let asked: Vec<_> = setup.server.requests_to("list").into_iter().map(|request| request.path).collect();
+    assert_eq!(asked[1..], ["/v2/team/kit/tags/list?next_page=gAAA%3D"]);
+}
+
+#[tokio::test]
 async fn a_tag_list_that_repeats_itself_ends() {
     let setup = setup();
     setup.server.fault("list", Fault::Replace(br#"{"tags":["a","b"]}"#.to_vec()));

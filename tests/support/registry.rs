@@ -31,6 +31,8 @@ pub struct RegistryOptions {
     pub tls: bool,
     /// Demand a client certificate as well.
     pub client_certificate: bool,
+    /// Write down each request, for [`Registry::accesses`].
+    pub access_log: bool,
 }
 
 /// A running registry; dropping it ends the process.
@@ -39,7 +41,7 @@ pub struct Registry {
     port: u16,
     storage: PathBuf,
     password: bool,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Registry {
@@ -75,7 +77,7 @@ impl Registry {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("install docker-registry (apt-get install docker-registry): {error}"));
-        let mut registry = Self { process, port, storage, password: options.password, _dir: dir };
+        let mut registry = Self { process, port, storage, password: options.password, dir };
         registry.wait_until_it_answers(options.tls).then_some(registry)
     }
 
@@ -116,6 +118,24 @@ impl Registry {
     /// Its directory, for a second registry over the same contents.
     pub fn storage(&self) -> &Path {
         &self.storage
+    }
+
+    /// The requests so far, method and path, if they are written down.
+    pub fn accesses(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.dir.path().join("log")).expect("a log");
+        // In the common log format the request is what stands in the first quotes.
+        let request = |line: &str| Some(line.split('"').nth(1)?.strip_suffix(" HTTP/1.1")?.to_owned());
+        log.lines().filter_map(request).collect()
+    }
+
+    /// Points tags at a manifest that the repository has, many at once: as the registry's storage has them.
+    pub fn tag_in_storage(&self, repository: &str, digest: &Digest, tags: impl IntoIterator<Item = String>) {
+        let all = self.storage.join("docker/registry/v2/repositories").join(repository).join("_manifests/tags");
+        for tag in tags {
+            let current = all.join(tag).join("current");
+            std::fs::create_dir_all(&current).expect("mkdir");
+            std::fs::write(current.join("link"), digest.to_string()).expect("write");
+        }
     }
 
     /// The file that holds a blob, to damage it.
@@ -202,9 +222,10 @@ impl Drop for Registry {
 fn configuration(options: &RegistryOptions, dir: &Path, storage: &Path, port: u16) -> String {
     let mut text = format!(
         "version: 0.1\n\
-         log: {{accesslog: {{disabled: true}}, level: warn}}\n\
+         log: {{accesslog: {{disabled: {}}}, level: warn}}\n\
          storage:\n  filesystem: {{rootdirectory: {storage:?}}}\n  delete: {{enabled: true}}\n\
-         http:\n  addr: 127.0.0.1:{port}\n  secret: for-tests-only\n"
+         http:\n  addr: 127.0.0.1:{port}\n  secret: for-tests-only\n",
+        !options.access_log
     );
     if options.tls {
         let file = |name: &str| super::support("tls").join(name);
