@@ -143,7 +143,7 @@ impl Inspect {
 }
 
 /// Looks for all layers' indexes at once. What is wrong with one, or out of reach, is a warning: the manifest can be shown.
-async fn look_for_indexes(kit: &Kit) -> Vec<String> {
+pub(super) async fn look_for_indexes(kit: &Kit) -> Vec<String> {
     let looks = kit.layers.iter().map(|layer| async move {
         let Err(error) = layer.look_for_index_unless_away().await else {
             // The log has told of it.

@@ -8,7 +8,7 @@ use clap::Args;
 use super::options::{CacheArgs, ConnectionArgs, FetchArgs, SelectionArgs, TrustArgs};
 use super::{Failure, output};
 use crate::fetch::listing::Listing;
-use crate::fetch::{Access, Context, FetchError, Kit, Request, Resolved, Verify};
+use crate::fetch::{Access, Context, FetchError, Kit, Policy, Request, Resolved, Verify};
 use crate::fs::{Fs, Ownership};
 use crate::modelkit::filter::Filters;
 use crate::path::TreePath;
@@ -41,9 +41,10 @@ impl KitArgs {
         reference: &Reference,
         verify: Verify,
         is_to_mount: bool,
+        policy: Policy,
     ) -> Result<(Context, Resolved), Failure> {
         let context = self.fetch.context(&self.connection, verify)?;
-        let resolved = self.resolve_in(&context, reference, is_to_mount).await?;
+        let resolved = self.resolve_in(&context, reference, is_to_mount, policy).await?;
         Ok((context, resolved))
     }
 
@@ -53,19 +54,57 @@ impl KitArgs {
         context: &Context,
         reference: &Reference,
         is_to_mount: bool,
+        policy: Policy,
     ) -> Result<Resolved, Failure> {
-        let filters = Filters::parse(&self.selection.filter).map_err(Failure::usage)?;
+        let request = Request { is_to_mount, policy, ..self.request(reference)? };
         let access = self.fetch.access(&self.connection)?;
-        let mut request = Request { filters, is_to_mount, ..Request::new(reference.clone()) };
-        self.selection.choice.apply(&mut request);
-        self.trust.apply(&mut request)?;
         resolve(context, &access, &request).await
     }
 
-    /// Opens a kit for a look inside, and says what there is to note.
-    pub(super) async fn open(&self, reference: &Reference, verify: Verify) -> Result<(Context, Kit), Failure> {
+    /// What is asked for. A filter that kit refuses is wrong use.
+    fn request(&self, reference: &Reference) -> Result<Request, Failure> {
+        let filters = Filters::parse(&self.selection.filter).map_err(Failure::usage)?;
+        let mut request = Request { filters, ..Request::new(reference.clone()) };
+        self.selection.choice.apply(&mut request);
+        self.trust.apply(&mut request)?;
+        Ok(request)
+    }
+
+    /// Opens two kits for a look inside, over one cache, and says what there is to note of both.
+    pub(super) async fn open_both(
+        &self,
+        [first, second]: [&Reference; 2],
+        verify: Verify,
+    ) -> Result<(Context, [Kit; 2]), Failure> {
         say_whose(&self.fetch.cache, &self.connection)?;
-        let (mut context, resolved) = self.resolve(reference, verify, false).await?;
+        let (first, second) = (self.request(first)?, self.request(second)?);
+        let mut context = self.fetch.context(&self.connection, verify)?;
+        let access = self.fetch.access(&self.connection)?;
+        let both = tokio::try_join!(resolve(&context, &access, &first), resolve(&context, &access, &second))?;
+        context.limits.meta_timeout = NO_DEADLINE;
+        let open = |resolved: Resolved| {
+            output::say_all("note", &resolved.notes);
+            output::say_all("warning", &resolved.plan.warnings);
+            Kit::open(&context, resolved)
+        };
+        let kits = <[Resolved; 2]>::from(both).map(open);
+        Ok((context, kits))
+    }
+
+    /// Opens a kit for a look inside, and says what there is to note. No policy is about looks.
+    pub(super) async fn open(&self, reference: &Reference, verify: Verify) -> Result<(Context, Kit), Failure> {
+        self.open_if(reference, verify, Policy::default()).await
+    }
+
+    /// The same, if the policy allows it.
+    pub(super) async fn open_if(
+        &self,
+        reference: &Reference,
+        verify: Verify,
+        policy: Policy,
+    ) -> Result<(Context, Kit), Failure> {
+        say_whose(&self.fetch.cache, &self.connection)?;
+        let (mut context, resolved) = self.resolve(reference, verify, false, policy).await?;
         output::say_all("note", &resolved.notes);
         output::say_all("warning", &resolved.plan.warnings);
         context.limits.meta_timeout = NO_DEADLINE;

@@ -1,7 +1,8 @@
 //! The command line: one file a command.
 //!
-//! - `mount`, `unmount`, `status`, `switch`, `rollback`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tags`, `tag`, `diff`,
-//!   `index`, `verify`, `cache`: the commands; `serve`: a mount that serves; `served`: what it tells.
+//! - `mount`, `unmount`, `status`, `switch`, `rollback`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tags`, `tag`,
+//!   `diff`, `history`, `index`, `verify`, `cache`: the commands; `serve`: a mount that serves; `served`: what it tells;
+//!   [`policy`]: what may be mounted and pulled.
 //! - [`options`] and [`log`]: groups of flags that commands share; [`config`]: where their defaults come from.
 //! - [`kits`]: from a reference to an opened kit; [`walk`]: paths in it; [`progress`]: what is being fetched.
 //! - [`output`]: what is said on standard output and standard error; [`failure`]: errors and exit codes.
@@ -15,6 +16,7 @@ mod config;
 mod diff;
 mod dry_run;
 mod failure;
+mod history;
 mod index;
 mod inspect;
 mod kits;
@@ -23,6 +25,7 @@ mod ls;
 mod mount;
 mod options;
 mod output;
+mod policy;
 mod progress;
 mod pull;
 mod resolve;
@@ -67,7 +70,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.";
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Mounts", &["mount", "unmount", "status", "switch", "rollback"]),
     ("Without a mount", &["ls", "cat", "inspect", "resolve", "pull"]),
-    ("Tags and digests", &["tags", "tag"]),
+    ("Tags and digests", &["tags", "tag", "diff", "history"]),
     ("Making kits readable in parts", &["index", "verify"]),
     ("The cache", &["cache"]),
 ];
@@ -95,7 +98,9 @@ enum Command {
     Resolve(resolve::Resolve),
     Pull(pull::Pull),
     Tags(tags::Tags),
+    Diff(diff::Diff),
     Tag(tag::Tag),
+    History(history::HistoryCommand),
     Index(index::Index),
     Verify(verify::Verify),
     Cache(cache::CacheCommand),
@@ -148,7 +153,9 @@ impl Cli {
                 Command::Resolve(command) => command.run().await,
                 Command::Pull(command) => command.run().await,
                 Command::Tags(command) => command.run().await,
+                Command::Diff(command) => command.run().await,
                 Command::Tag(command) => command.run().await,
+                Command::History(command) => command.run(),
                 Command::Index(command) => command.run().await,
                 Command::Verify(command) => command.run().await,
                 Command::Cache(command) => command.run().await,

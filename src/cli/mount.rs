@@ -14,8 +14,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use super::config::absolute;
+use super::history::HistoryArgs;
 use super::kits::{self, KitArgs};
 use super::options::{JsonArgs, MountVerifyArgs, ProgressArgs};
+use super::policy::PolicyArgs;
 use super::progress::{Steps, Waiting};
 use super::serve::answer::answer;
 use super::serve::follow::{self, Follow, Pace};
@@ -83,6 +85,10 @@ pub(super) struct Mount {
     ways: WaysArgs,
     #[command(flatten)]
     kit: KitArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
+    history: HistoryArgs,
     #[command(flatten)]
     verify: MountVerifyArgs,
     #[command(flatten)]
@@ -161,7 +167,8 @@ impl Mount {
         }
         kits::say_whose(&self.kit.fetch.cache, &self.kit.connection)?;
         if self.dry_run {
-            let (context, resolved) = self.kit.resolve(&reference, self.verify.verify(), false).await?;
+            let (context, resolved) =
+                self.kit.resolve(&reference, self.verify.verify(), false, self.policy.policy()).await?;
             let ownership = self.access.ownership();
             return dry_run::run(context, resolved, ownership, self.json, self.progress).await;
         }
@@ -284,8 +291,9 @@ impl Mount {
             selection,
             on_switch: self.follow.on_switch,
             offline: self.kit.connection.is_offline(),
+            history: self.history.history(&state),
         };
-        let opener = Opener { kit: self.kit, context, ownership };
+        let opener = Opener { kit: self.kit, policy: self.policy.policy(), context, ownership };
         let Opened { fs, warnings } = opener.open(reference, |named| step(Step::Named(named))).await?;
         step(Step::Named("mounting"));
         let cache = opener.context.cache.clone();
@@ -306,7 +314,7 @@ impl Mount {
             let serving = serving.clone();
             move |request| answer(serving.clone(), request)
         };
-        let yielding = tokio::spawn(yield_room(cache.clone()));
+        let yielding = tokio::spawn(keep_house(cache.clone(), trees.clone()));
         let mounted = Notify::new();
         let mounting = mount::serve(trees, options, handler, |record| {
             tracing::info!(shows = record.shows, dir = %record.mount_point.display(), "mounted");
@@ -377,14 +385,18 @@ async fn keep_limit(cache: Arc<Cache>) {
     }
 }
 
-/// Gives room back that others need, for as long as a mount lives.
-async fn yield_room(cache: Arc<Cache>) {
+/// Gives room back that others need, and lets trees go that are not served any more, for as long as a mount lives.
+async fn keep_house(cache: Arc<Cache>, trees: Arc<Trees>) {
     /// A kubelet looks as often.
     const EACH: Duration = Duration::from_secs(10);
     loop {
         tokio::time::sleep(EACH).await;
-        let cache = cache.clone();
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || cache.yield_room()).await {
+        let (cache, trees) = (cache.clone(), trees.clone());
+        let kept = tokio::task::spawn_blocking(move || {
+            trees.tidy();
+            cache.yield_room()
+        });
+        if let Ok(Err(error)) = kept.await {
             tracing::debug!(%error, "the free space is not known");
         }
     }

@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::kits::KitArgs;
 use super::options::{JsonArgs, ProgressArgs};
 use super::output::{Output, printable, say};
+use super::policy::PolicyArgs;
 use super::progress::Progress;
 use super::{Failure, served};
 use crate::fetch::pull::{self, Pulled};
@@ -43,6 +44,8 @@ pub(super) struct Pull {
     #[command(flatten)]
     kit: KitArgs,
     #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
     json: JsonArgs,
     #[command(flatten)]
     progress: ProgressArgs,
@@ -61,7 +64,7 @@ impl Pull {
 
     async fn pull(&self) -> Result<(), Failure> {
         let started = Instant::now();
-        let (context, kit) = self.kit.open(&self.reference, Verify::Strict).await?;
+        let (context, kit) = self.kit.open_if(&self.reference, Verify::Strict, self.policy.policy()).await?;
         let keeping = if self.keep { Some(pull::keep(&context, &kit).await?) } else { None };
         if keeping.is_none() {
             pull::check_room(&context, &kit).await?;

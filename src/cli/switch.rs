@@ -33,7 +33,7 @@ const TELL: Duration = Duration::from_millis(500);
     after_help = "\
 What is opened from then on is of the new kit; open files, directories and maps go on with the old one. Nothing changes if
 the new kit can't be resolved and opened first; with --prefetch, not before all of it is here. The kit is opened as the
-mount's own flags say (filter, trust, connection). A mount that follows a tag stops following until the tag moves again.
+mount's own flags say (filter, trust, connection, policy). A mount that follows a tag stops following until the tag moves again.
 
 Examples:
   kitfs switch llama ghcr.io/team/llama:8b-v2

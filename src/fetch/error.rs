@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::policy::Refusal;
 use super::trust::BadReferrer;
 use crate::archive::index::{IndexError, InvalidList};
 use crate::archive::inflate::InflateError;
@@ -134,6 +135,9 @@ pub enum FetchError {
         /// The digest of the tag.
         found: Digest,
     },
+    /// It breaks a rule for what may be asked for.
+    #[error(transparent)]
+    Policy(Box<Refusal>),
     /// A tag can't be looked up now, and what it was is not enough.
     #[error(
         "{tag} can't be looked up, and --require-fresh refuses {known}; to go on without the registry, ask for {pinned}"

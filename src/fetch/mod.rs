@@ -10,7 +10,8 @@
 //! - [`listing`]: names and sizes from headers read by range, not yet proved.
 //! - [`named`]: an index that the kit, or a referrer that the user trusts, names: fetched and proved.
 //! - [`mod@record`]: what belongs to a kit, for the cache.
-//! - [`trust`]: who vouches for which index; [`repositories`]: for which repositories.
+//! - [`trust`]: who vouches for which index; [`policy`]: what may be asked for at all; [`repositories`]: patterns of
+//!   repositories for both.
 //! - [`mod@pass`]: a whole layer read once, and hashed; [`cut`]: cut into files; [`stage`]: those on their way to the disk.
 //! - [`fill`]: a pass that keeps the files, once the digest held; [`replay`]: what an interrupted one has left.
 //! - [`chunks`]: a file that is filled chunk by chunk; [`open_files`]: all of them.
@@ -41,6 +42,7 @@ pub mod named;
 pub mod open_files;
 pub mod ordered;
 pub mod pass;
+pub mod policy;
 pub mod pull;
 pub mod queue;
 pub mod record;
@@ -68,7 +70,8 @@ pub use layer::{LayerFetch, Pace, Tier};
 use memory::Memory;
 pub use named::Named;
 use open_files::OpenFiles;
-pub use repositories::RepositoryPattern;
+pub use policy::{Policy, Refusal};
+pub use repositories::{RegistryPattern, RepositoryPattern};
 pub use resolve::{Access, Request, Resolved, ResolvedDigest, resolve, resolve_digest};
 pub use trust::Trust;
 

@@ -1,4 +1,4 @@
-//! Patterns of repositories, as operators write them: `registry.internal/team/*`.
+//! Patterns of repositories and registries, as operators write them: `registry.internal/team/*`, `*.internal:5000`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,6 +19,18 @@ pub struct InvalidPattern {
     why: &'static str,
 }
 
+/// Which registries a rule is about: their hosts, with the port where there is one. A `*` stands for any part of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryPattern(String);
+
+/// A text that is no pattern of registries.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{pattern:?} is not a pattern of registries: {why}; expected a host, as in ghcr.io or *.internal:5000")]
+pub struct InvalidRegistry {
+    pattern: String,
+    why: &'static str,
+}
+
 /// What stands before the directory of an OCI layout.
 const LAYOUT: &str = "oci:";
 
@@ -35,6 +47,13 @@ impl RepositoryPattern {
                 _ => return false,
             }
         }
+    }
+}
+
+impl RegistryPattern {
+    /// Whether it covers a host, with its port. The names of hosts are the same in capitals.
+    pub fn covers(&self, host: &str) -> bool {
+        fits(self.0.as_bytes(), host.to_ascii_lowercase().as_bytes())
     }
 }
 
@@ -98,6 +117,30 @@ impl FromStr for RepositoryPattern {
     }
 }
 
+impl FromStr for RegistryPattern {
+    type Err = InvalidRegistry;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRegistry> {
+        let why = match text {
+            "" => "it is empty",
+            _ if text.contains("://") => "it holds a scheme; registries are written without",
+            _ if text.contains('/') => "it holds a `/`, and a registry is a host; see --allow-repositories",
+            _ if text.contains(|c: char| c.is_whitespace() || c.is_control()) => {
+                "it holds a space or control character"
+            }
+            _ if text.contains('@') => "it holds an `@`",
+            _ => return Ok(Self(text.to_ascii_lowercase())),
+        };
+        Err(InvalidRegistry { pattern: text.to_owned(), why })
+    }
+}
+
+impl fmt::Display for RegistryPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl fmt::Display for RepositoryPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -144,6 +187,23 @@ mod tests {
     #[test]
     fn layouts_go_by_their_directories() {
         check("oci:/srv/kits/*", &["oci:/srv/kits/a", "oci:/srv/kits/a/b"], &["oci:/srv/kits", "oci:/srv/other/a"]);
+    }
+
+    #[test]
+    fn a_registry_is_a_host() {
+        let pattern: RegistryPattern = "*.Internal:5000".parse().expect("a pattern");
+        assert!(pattern.covers("r.internal:5000") && pattern.covers("R.INTERNAL:5000"));
+        assert!(!pattern.covers("r.internal") && !pattern.covers("r.internal:5000.evil.com"));
+        for (text, why) in [
+            ("", "it is empty"),
+            ("https://r.io", "a scheme"),
+            ("r.io/team", "see --allow-repositories"),
+            ("r.io x.io", "a space"),
+            ("me@r.io", "an `@`"),
+        ] {
+            let error = text.parse::<RegistryPattern>().expect_err(text).to_string();
+            assert!(error.contains(why), "{error}");
+        }
     }
 
     #[test]

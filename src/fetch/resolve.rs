@@ -9,7 +9,7 @@ use super::documents::{Documents, Origin};
 use super::first_reads::{self, Begun};
 use super::last_seen::LastSeen;
 use super::named::Named;
-use super::{Context, FetchError, Trust, record, trust};
+use super::{Context, FetchError, Policy, Refusal, Trust, record, trust};
 use crate::digest::{Digest, Verified};
 use crate::modelkit::filter::Filters;
 use crate::modelkit::index::{ImageIndex, Platform};
@@ -34,12 +34,14 @@ pub struct Request {
     pub select: Option<Digest>,
     /// Whose word counts for what a layer holds.
     pub trust: Trust,
+    /// What may be asked for.
+    pub policy: Policy,
     /// Whether the layers will be asked at once what they hold, so that this is begun early.
     pub is_to_mount: bool,
 }
 
 impl Request {
-    /// A kit as a whole, and nothing but its own pins trusted.
+    /// A kit as a whole, nothing but its own pins trusted, and everything allowed.
     pub fn new(reference: Reference) -> Self {
         Self {
             reference,
@@ -47,6 +49,7 @@ impl Request {
             platform: None,
             select: None,
             trust: Trust::default(),
+            policy: Policy::default(),
             is_to_mount: false,
         }
     }
@@ -118,7 +121,13 @@ async fn follow(resolver: &Resolver<'_>, request: &Request) -> Result<Resolved, 
     let mut origins = vec![top.origin];
     let mut begun: Vec<_> = top.begun.into_iter().collect();
     while let Some(parent) = chain.next_parent(&request.filters).cloned() {
-        let found = resolver.kit(&parent, request.filters.for_parent().as_ref(), &mut notes).await?;
+        let found = resolver.kit(&parent, request.filters.for_parent().as_ref(), &mut notes).await;
+        let found = found.map_err(|error| match (error, origins.last()) {
+            (FetchError::Policy(refusal), Some(Origin { repository, digest, .. })) => {
+                FetchError::Policy(Box::new(refusal.of_parent(format!("{repository}@{digest}"))))
+            }
+            (error, _) => error,
+        })?;
         chain.push(found.kit)?;
         origins.push(found.origin);
         begun.extend(found.begun);
@@ -287,13 +296,19 @@ impl Resolver<'_> {
 
     /// The digest of the manifest or index that a reference names, and where to get it.
     async fn pointed(&self, reference: &Reference, notes: &mut Vec<String>) -> Result<Pointed, FetchError> {
+        let refused = |refusal: Refusal| FetchError::Policy(Box::new(refusal));
+        self.request.policy.check_place(reference).map_err(refused)?;
         let sources = sources(self.access, &reference.location)?;
         let name = format!("{}:{}", reference.location.name(), reference.tag());
         let Some(digest) = reference.digest else {
             if reference.tag_was_omitted() {
                 notes.push(format!("no tag in {}: took `{}`", reference.location.name(), reference.tag()));
             }
-            let (digest, last_known) = self.tag(&name, reference.tag(), &sources).await?;
+            let found = self.tag(&name, reference.tag(), &sources).await;
+            if let Err(refusal) = self.request.policy.check_tag(reference) {
+                return Err(refused(refusal.looked_up(reference, found.map(|(digest, _)| digest))));
+            }
+            let (digest, last_known) = found?;
             notes.extend(last_known.as_ref().map(|known| format!("{name}: {known}")));
             let remember = (last_known.is_none() && sources.len() > 1).then_some(name);
             return Ok(Pointed { digest, sources, last_known, remember });

@@ -78,6 +78,7 @@ fn fetch_errno(error: &FetchError) -> Errno {
         | FetchError::Cache(_)
         | FetchError::TagMoved { .. }
         | FetchError::Stale { .. }
+        | FetchError::Policy(_)
         | FetchError::Conflict(_)
         | FetchError::NoRandomAccess { .. }
         | FetchError::NotKept { .. }

@@ -192,6 +192,24 @@ impl Fs {
         self.tree().root_number()
     }
 
+    /// Hands on the names that are known by now, each with its directory.
+    fn each_name(&self, mut take: impl FnMut(Ino, &[u8])) {
+        let tree = self.tree();
+        let mut dirs = vec![NodeId::ROOT];
+        while let Some(dir) = dirs.pop() {
+            let ino = Ino(tree.node(dir).ino);
+            for child in tree.known_children(dir) {
+                // The root is another kit's by now.
+                if dir != NodeId::ROOT {
+                    take(ino, tree.name(*child));
+                }
+                if tree.node(*child).meta.kind == NodeKind::Directory {
+                    dirs.push(*child);
+                }
+            }
+        }
+    }
+
     /// Attributes of a directory that no layer names.
     fn skeleton_attr(&self) -> Attr {
         self.attr_of(&self.tree(), NodeId::ROOT)

@@ -15,7 +15,8 @@
 //!
 //! Locks: `trees`, for a look or a change of pointers; `switching` over a whole switch, by threads that may wait.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,12 @@ const VIEWS: Ino = Ino(2);
 /// The bit that tells a directory below `.kitfs` from the same one below the root. Hashes have 62 bits, and the last one is
 /// left out because some programs read numbers as signed.
 const VIEW: u64 = 1 << 62;
+/// So long after a switch the kernel is asked to forget all names of the tree that was served before: who was on a path then
+/// has told it some of them again. While the tree is held after that, it is asked again, each time after so many times as long.
+pub const TIDY: Duration = Duration::from_secs(1);
+const TIDY_FACTOR: u32 = 8;
+/// So many times it is asked; by then what is left is open.
+const TIDY_TIMES: u32 = 5;
 /// So long after a switch the kernel may keep what it knows of a tree below `.kitfs`, where nobody has anything of it open:
 /// whoever loads files through it has them all by then.
 const LINGER: Duration = Duration::from_secs(600);
@@ -49,12 +56,14 @@ pub struct Live {
     fs: Arc<Fs>,
     /// Its number among the trees of the mount, which the handles of its root tell.
     serial: u64,
-    /// Names that the kernel knows, each as often as it was told, and handles.
+    /// Names that the kernel knows, each as often as it was told, handles, and requests under way.
     held: AtomicU64,
     /// When a file was last opened.
     opened: Mutex<Instant>,
     /// Since when it is not served any more.
     replaced: Mutex<Option<Instant>>,
+    /// How often the kernel was asked to forget its names since then.
+    tidied: AtomicU32,
 }
 
 /// The trees of a mount.
@@ -69,16 +78,35 @@ pub struct Trees {
 }
 
 /// What a number stands for.
-enum Place {
+enum Place<'a> {
     /// The directory of all trees.
     Views,
     /// A node of a tree.
-    Node(Node),
+    Node(Node<'a>),
+}
+
+/// A tree in use by a request, which keeps it.
+struct InUse<'a> {
+    trees: &'a Trees,
+    live: Arc<Live>,
+}
+
+impl Deref for InUse<'_> {
+    type Target = Arc<Live>;
+    fn deref(&self) -> &Arc<Live> {
+        &self.live
+    }
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        self.trees.release(&self.live, 1);
+    }
 }
 
 /// A node of a tree.
-struct Node {
-    live: Arc<Live>,
+struct Node<'a> {
+    live: InUse<'a>,
     /// Its number in the tree.
     ino: Ino,
     /// Whether it is below `.kitfs`.
@@ -88,7 +116,14 @@ struct Node {
 impl Live {
     fn new(fs: Arc<Fs>, serial: u64) -> Arc<Self> {
         let opened = Mutex::new(Instant::now());
-        Arc::new(Self { fs, serial, held: AtomicU64::new(0), opened, replaced: Mutex::default() })
+        Arc::new(Self {
+            fs,
+            serial,
+            held: AtomicU64::new(0),
+            opened,
+            replaced: Mutex::default(),
+            tidied: AtomicU32::new(0),
+        })
     }
 
     /// The tree.
@@ -106,11 +141,11 @@ impl Live {
     }
 
     fn hold(&self) {
-        self.held.fetch_add(1, Ordering::Relaxed);
+        self.held.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-impl Node {
+impl Node<'_> {
     /// A node of the same tree as it is seen from here.
     fn seen(&self, mut attr: Attr) -> Attr {
         if self.in_view && attr.kind == NodeKind::Directory {
@@ -154,15 +189,18 @@ impl Trees {
         self.trees.read().unwrap_or_else(|held| held.into_inner())[0].clone()
     }
 
-    /// The first tree that is as it should be.
-    fn find(&self, is_it: impl Fn(&Live) -> bool) -> Option<Arc<Live>> {
+    /// The first tree that is as it should be, for a request.
+    fn find(&self, is_it: impl Fn(&Live) -> bool) -> Option<InUse<'_>> {
         let trees = self.trees.read().unwrap_or_else(|held| held.into_inner());
-        trees.iter().find(|live| is_it(live)).cloned()
+        let live = trees.iter().find(|live| is_it(live)).cloned()?;
+        // Under the lock: what is held is not let go.
+        live.hold();
+        Some(InUse { trees: self, live })
     }
 
     /// A tree that is still there.
     pub fn of(&self, digest: &Digest) -> Option<Arc<Live>> {
-        self.find(|live| live.digest() == *digest)
+        self.all().into_iter().find(|live| live.digest() == *digest)
     }
 
     /// The digests of all trees, that of the one that is served first.
@@ -194,13 +232,13 @@ impl Trees {
             *lock(&new.replaced) = None;
             *lock(&new.opened) = Instant::now();
             *lock(&before.replaced) = Some(Instant::now());
+            before.tidied.store(0, Ordering::Relaxed);
             trees.insert(0, new.clone());
         }
         self.is_switching.store(false, Ordering::SeqCst);
         if let Some(kernel) = self.kernel.get() {
             kernel.forget_attributes(Ino::ROOT);
         }
-        drop(before);
         self.let_go();
         new
     }
@@ -220,6 +258,21 @@ impl Trees {
         }
     }
 
+    /// Has the kernel forget the names of trees that are not served any more, a while after the switch: it would keep them
+    /// until it is short of memory. Blocks; to be called a [`TIDY`] after a switch, and from time to time.
+    pub fn tidy(&self) {
+        let Some(kernel) = self.kernel.get() else { return };
+        for live in self.all().into_iter().skip(1) {
+            let times = live.tidied.load(Ordering::Relaxed);
+            let due = TIDY * TIDY_FACTOR.pow(times);
+            if times < TIDY_TIMES && lock(&live.replaced).is_some_and(|since| since.elapsed() >= due) {
+                live.tidied.fetch_add(1, Ordering::Relaxed);
+                live.fs.each_name(|directory, name| kernel.forget_name(directory, name));
+            }
+        }
+        self.let_go();
+    }
+
     /// Lets trees go that nobody holds.
     fn let_go(&self) {
         let mut gone = Vec::new();
@@ -227,9 +280,7 @@ impl Trees {
             let mut trees = self.trees.write().unwrap_or_else(|held| held.into_inner());
             let mut at = 1;
             while at < trees.len() {
-                // A request that is under way has a clone, and may be about to tell a name.
-                let is_held = trees[at].held.load(Ordering::Relaxed) > 0 || Arc::strong_count(&trees[at]) > 1;
-                if is_held {
+                if trees[at].held.load(Ordering::SeqCst) > 0 {
                     at += 1;
                 } else {
                     gone.push(trees.remove(at));
@@ -240,16 +291,15 @@ impl Trees {
         drop(gone);
     }
 
-    /// Gives back what the kernel held.
-    fn release_hold(&self, live: Arc<Live>, count: u64) {
-        let before = live.held.fetch_sub(count, Ordering::Relaxed);
-        drop(live);
-        if before == count && self.trees.read().unwrap_or_else(|held| held.into_inner()).len() > 1 {
+    /// Gives back what was held.
+    fn release(&self, live: &Arc<Live>, count: u64) {
+        let was_last = live.held.fetch_sub(count, Ordering::SeqCst) == count;
+        if was_last && !Arc::ptr_eq(&self.now(), live) {
             self.let_go();
         }
     }
 
-    fn place(&self, ino: Ino) -> Result<Place, FsError> {
+    fn place(&self, ino: Ino) -> Result<Place<'_>, FsError> {
         if ino == VIEWS {
             return Ok(Place::Views);
         }
@@ -257,9 +307,10 @@ impl Trees {
     }
 
     /// A node of a tree; the directory of all trees is none.
-    fn node(&self, ino: Ino) -> Result<Node, FsError> {
+    fn node(&self, ino: Ino) -> Result<Node<'_>, FsError> {
         if ino == Ino::ROOT {
-            return Ok(Node { live: self.now(), ino, in_view: false });
+            let live = self.find(|_| true).ok_or(FsError::Stale)?;
+            return Ok(Node { live, ino, in_view: false });
         }
         if ino.0 & VIEW == 0 {
             let live = self.find(|live| live.fs.has(ino)).ok_or(FsError::Stale)?;
@@ -339,7 +390,7 @@ impl Trees {
         if ino != VIEWS
             && let Some(live) = self.find(|live| live.serial == handle)
         {
-            self.release_hold(live, 1);
+            self.release(&live, 1);
         }
     }
 
@@ -410,7 +461,7 @@ impl Trees {
             return;
         }
         if let Ok(node) = self.node(ino) {
-            self.release_hold(node.live, count);
+            self.release(&node.live, count);
         }
     }
 
@@ -429,10 +480,10 @@ impl Trees {
     }
 
     /// Ends what [`Trees::open`] began.
-    pub async fn release(&self, ino: Ino, handle: u64) {
+    pub async fn close(&self, ino: Ino, handle: u64) {
         if let Ok(node) = self.node(ino) {
             node.live.fs.release(node.ino, handle).await;
-            self.release_hold(node.live, 1);
+            self.release(&node.live, 1);
         }
     }
 

@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(2);
 
 /// Adds an event, on the disk when this returns.
-pub(super) fn append(dir: &Path, keep: Duration, event: &Event) -> Result<(), HistoryError> {
+pub(super) fn append(dir: &Path, keep: Option<Duration>, event: &Event) -> Result<(), HistoryError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |cause| HistoryError { action: "written", path, cause }
@@ -143,13 +143,13 @@ fn write<'a>(dir: &Path, live: &Path, events: impl IntoIterator<Item = &'a Event
 
 /// Closes the file where events go if it is large or old, and removes files that need not be kept. `now` is the time of the
 /// event that follows.
-fn rotate_if_due(dir: &Path, live: &Path, keep: Duration, now: Timestamp) -> io::Result<()> {
+fn rotate_if_due(dir: &Path, live: &Path, keep: Option<Duration>, now: Timestamp) -> io::Result<()> {
     let file = match File::open(live) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    let keep = SignedDuration::try_from(keep).unwrap_or(SignedDuration::MAX);
+    let keep = keep.and_then(|keep| SignedDuration::try_from(keep).ok()).unwrap_or(SignedDuration::MAX);
     let is_large = file.metadata()?.len() >= LARGE;
     let is_old = first_event(file)?.is_some_and(|first| now.duration_since(first.time) > OLD.min(keep / 12));
     if !is_large && !is_old {

@@ -31,9 +31,6 @@ pub use period::{InvalidMoment, Period};
 
 use crate::digest::Digest;
 
-/// How long events are kept, unless it is said otherwise: a year, and the month in which somebody asks for it.
-pub const KEEP: Duration = Duration::from_secs(400 * 24 * 3600);
-
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -126,7 +123,7 @@ impl Event {
             trust: None,
             revision: None,
             user: user(),
-            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            host: host(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             labels: BTreeMap::new(),
         }
@@ -170,19 +167,19 @@ pub struct HistoryError {
 #[derive(Debug, Clone)]
 pub struct History {
     dir: PathBuf,
-    keep: Duration,
+    keep: Option<Duration>,
     journal: PathBuf,
 }
 
 impl History {
-    /// The record in the state directory at `state`.
+    /// The record in the state directory at `state`. All is kept: who does not know how long it should be removes nothing.
     pub fn at(state: &Path) -> Self {
-        Self { dir: state.join("history"), keep: KEEP, journal: PathBuf::from(journal::SOCKET) }
+        Self { dir: state.join("history"), keep: None, journal: PathBuf::from(journal::SOCKET) }
     }
 
     /// The same, where events are kept for so long.
     pub fn keeping(self, keep: Duration) -> Self {
-        Self { keep, ..self }
+        Self { keep: Some(keep), ..self }
     }
 
     /// The same with another journal.
@@ -207,6 +204,11 @@ impl History {
         events.dedup();
         Ok(events)
     }
+}
+
+/// The name of this machine, as events have it.
+pub fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The name of the user, else the number.

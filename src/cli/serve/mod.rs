@@ -22,9 +22,9 @@ use super::Failure;
 use super::kits::KitArgs;
 use super::served::Served;
 use crate::digest::Digest;
-use crate::fetch::{Context, Kit, Resolved};
+use crate::fetch::{Context, Kit, Policy, Resolved};
 use crate::fs::prefetch::{Background, Prefetch, State};
-use crate::fs::trees::Trees;
+use crate::fs::trees::{TIDY, Trees};
 use crate::fs::{Fs, Ownership, Selection};
 use crate::history::{Action, Event, History, Outcome};
 use crate::mount::{Record, StateDir};
@@ -38,6 +38,8 @@ const REVISION: &str = "org.opencontainers.image.revision";
 #[derive(Debug)]
 pub(super) struct Opener {
     pub(super) kit: KitArgs,
+    /// What the mount may serve, now and after each switch.
+    pub(super) policy: Policy,
     pub(super) context: Context,
     pub(super) ownership: Ownership,
 }
@@ -53,7 +55,7 @@ impl Opener {
     /// Follows a reference and asks the kit's layers what they hold.
     pub(super) async fn open(&self, reference: &Reference, step: impl Fn(&str)) -> Result<Opened, Failure> {
         step(&format!("resolving {reference}"));
-        let resolved = self.kit.resolve_in(&self.context, reference, true).await?;
+        let resolved = self.kit.resolve_in(&self.context, reference, true, self.policy.clone()).await?;
         let kit = Kit::open(&self.context, resolved);
         step(&format!("reading the beginning of {} layers", kit.layers.len()));
         let mut tree = kit.skeleton();
@@ -73,6 +75,7 @@ pub(super) struct Purpose {
     pub(super) selection: Selection,
     pub(super) on_switch: Option<String>,
     pub(super) offline: bool,
+    pub(super) history: History,
 }
 
 /// A mount that serves.
@@ -81,7 +84,6 @@ pub(super) struct Serving {
     opener: Opener,
     purpose: Purpose,
     state: StateDir,
-    history: History,
     trees: Arc<Trees>,
     /// What the state directory knows of the mount.
     record: OnceLock<Record>,
@@ -133,9 +135,8 @@ impl Serving {
         let resolved = &fs.kit().resolved;
         let served = Served::new(fs.kit(), purpose.dir.clone(), purpose.offline, warnings);
         let now = Now { served: Arc::new(served), reference, top: top(resolved), background: None };
-        let history = History::at(state.root());
         let (record, step, coming) = Default::default();
-        Self { opener, purpose, state, history, trees, record, step, now: Mutex::new(now), coming, follow }
+        Self { opener, purpose, state, trees, record, step, now: Mutex::new(now), coming, follow }
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -200,7 +201,7 @@ impl Serving {
 
     /// Writes an event down. Blocks. A record that can't be written is no reason not to serve.
     fn tell(&self, event: Event) {
-        if let Err(error) = self.history.append(&event) {
+        if let Err(error) = self.purpose.history.append(&event) {
             tracing::error!("{}", crate::report::chain(&error));
         }
     }
@@ -281,6 +282,11 @@ impl Serving {
         if let Err(error) = tokio::task::spawn_blocking(move || trees.switch(next)).await {
             tracing::error!(%error, "the switch broke off");
         }
+        let trees = self.trees.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(TIDY).await;
+            let _ = tokio::task::spawn_blocking(move || trees.tidy()).await;
+        });
         let served = Served::new(fs.kit(), self.purpose.dir.clone(), self.purpose.offline, warnings);
         let served = Arc::new(served);
         {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::history::HistoryArgs;
 use super::options::{ConnectionArgs, FetchArgs, JsonArgs, ProgressArgs};
 use super::{Failure, kits, output};
 use crate::digest::{Digest, Verified};
@@ -91,6 +92,8 @@ pub(super) struct Tag {
     #[command(flatten)]
     connection: ConnectionArgs,
     #[command(flatten)]
+    history: HistoryArgs,
+    #[command(flatten)]
     json: JsonArgs,
     #[command(flatten)]
     progress: ProgressArgs,
@@ -119,7 +122,7 @@ impl Tag {
         kits::say_whose(&self.fetch.cache, &self.connection)?;
         let context = self.fetch.context(&self.connection, Verify::Strict)?;
         // What can't be recorded is not done.
-        let history = History::at(StateDir::from_env()?.root());
+        let history = self.history.history(&StateDir::from_env()?);
         let tools = Tools { context, access: self.fetch.access(&self.connection)?, history };
         let (origin, places, rules) = self.asked(&tools).await?;
         output::say_all("note", &origin.notes);

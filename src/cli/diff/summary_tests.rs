@@ -1,11 +1,11 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::modelkit::{Compression, Format, Kind};
+use crate::modelkit::{Format, Kind};
 use crate::path::TreePath;
 
-fn layer(path: &str, content: &str, size: u64) -> Layer {
-    Layer {
+fn layer(path: &str, content: &str, size: u64) -> Sided {
+    let layer = Layer {
         digest: Digest::of(content.as_bytes()),
         size,
         diff_id: None,
@@ -19,11 +19,16 @@ fn layer(path: &str, content: &str, size: u64) -> Layer {
         root: TreePath::clean(path.as_bytes()).expect("a path"),
         prefix: TreePath::root(),
         kit: 0,
-    }
+    };
+    (layer, None)
+}
+
+fn pinned((layer, _): Sided) -> Sided {
+    (layer, Some(Tier::Pinned))
 }
 
 #[track_caller]
-fn check(from: &[Layer], to: &[Layer], expected: &[(Change, &str, u64)]) {
+fn check(from: &[Sided], to: &[Sided], expected: &[(Change, &str, u64)]) {
     let all = layers(from, to);
     let found: Vec<_> =
         all.iter().map(|found| (found.change, found.shown().expect("a layer").path.as_str(), found.fetch)).collect();
@@ -60,4 +65,14 @@ fn layers_of_one_root_are_told_apart_by_their_digests_first() {
     let partners: Vec<_> = all.iter().map(|layer| layer.from.as_ref().map(|(at, _)| *at)).collect();
     assert_eq!(partners, [Some(1), Some(0)]);
     check(&from, &to, &[(Change::Same, "a", 0), (Change::Changed, "a", 30)]);
+}
+
+#[test]
+fn files_that_came_by_a_pinned_index_prove_no_layer_to_a_kit_without_one() {
+    let (plain, indexed) = (layer("a", "1", 10), pinned(layer("a", "1", 10)));
+    check(&[plain.clone()], &[indexed.clone()], &[(Change::Same, "a", 0)]);
+    check(&[indexed.clone()], &[indexed.clone()], &[(Change::Same, "a", 0)]);
+    check(&[indexed.clone()], &[plain], &[(Change::Same, "a", 10)]);
+    let zipped = |(layer, named): Sided| (Layer { compression: Compression::Gzip, ..layer }, named);
+    check(&[zipped(indexed)], &[zipped(layer("a", "1", 10))], &[(Change::Same, "a", 0)]);
 }
