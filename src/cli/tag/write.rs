@@ -40,7 +40,10 @@ pub(super) async fn write(
                 let _progress = Progress::of(&parcel.all_blobs(), progress);
                 parcel.put(&writer).await?
             };
-            report.copied(part.repository.location.name(), copied, parcel);
+            // Where it was already, nothing came and nothing is left behind.
+            if part.repository.location != origin.location {
+                report.copied(part.repository.location.name(), copied, parcel);
+            }
         }
         for item in &part.items {
             if item.is_written() {
