@@ -139,7 +139,9 @@ impl HistoryCommand {
             return out.json(&json!({ "from": from, "to": to, "served": served.collect::<Vec<_>>() }));
         }
         if spans.is_empty() {
-            output::say("note", "nothing was served then, as far as is recorded");
+            let (first, last) = (time(period.first), time(period.last));
+            let when = if period.is_instant() { format!("at {first}") } else { format!("from {first} to {last}") };
+            output::say("note", format!("nothing was served {when}, as far as is recorded"));
         }
         out.table(&spans.iter().map(|span| span_row(span, &live)).collect::<Vec<_>>())
     }

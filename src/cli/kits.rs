@@ -34,8 +34,7 @@ pub(super) struct KitArgs {
 }
 
 impl KitArgs {
-    /// Follows a reference to its plan; `is_to_mount` says that all layers will be asked what they hold. A filter that kit
-    /// refuses is wrong use.
+    /// Follows a reference to its plan; `is_to_mount` says that all layers will be asked what they hold.
     pub(super) async fn resolve(
         &self,
         reference: &Reference,
