@@ -71,13 +71,15 @@ fn help_is_grouped_and_ends_with_examples() {
     ];
     let places: Vec<_> = order.iter().map(|part| help.find(part).unwrap_or_else(|| panic!("{part}: {help}"))).collect();
     assert!(places.is_sorted(), "{help}");
-    assert!(help.lines().count() < 50 && help.lines().all(|line| line.chars().count() <= 100), "{help}");
+    assert!(help.lines().count() < 56 && help.lines().all(|line| line.chars().count() <= 100), "{help}");
 }
 
 #[test]
 fn every_command_explains_itself_with_examples() {
     let kitfs = user();
-    for command in ["mount", "unmount", "status", "ls", "cat", "inspect", "resolve", "index", "verify", "cache"] {
+    let looks =
+        ["ls", "cat", "inspect", "resolve", "pull", "tags", "tag", "diff", "history", "index", "verify", "cache"];
+    for command in ["mount", "unmount", "status", "switch", "rollback"].into_iter().chain(looks) {
         let help = kitfs.ok(&[command, "--help"]);
         assert!(help.contains(&format!("Usage: kitfs {command}")) && help.contains("Examples:\n"), "{help}");
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
