@@ -175,11 +175,10 @@ impl Subject {
             return true;
         }
         let (Some(wanted), Ok(found)) = (reference, event.reference.parse::<Reference>()) else { return false };
+        // A digest without a tag is of no tag, also not of latest.
+        let tag = Some(found.tag()).filter(|_| found.tag.is_some() || found.digest.is_none());
         place(&wanted.location) == place(&found.location)
-            && wanted
-                .tag
-                .as_deref()
-                .is_none_or(|tag| found.digest.is_none() && tag == found.tag() || found.tag.as_deref() == Some(tag))
+            && (wanted.tag.is_none() || wanted.tag.as_deref() == tag)
             && wanted.digest.is_none_or(|wanted| digest == Some(wanted))
     }
 }
