@@ -63,6 +63,7 @@ fn help_is_grouped_and_ends_with_examples() {
         "Usage: kitfs",
         "Mounts:\n  mount ",
         "Without a mount:\n  ls ",
+        "Tags and digests:\n  tags ",
         "Making kits readable in parts:\n  index ",
         "The cache:\n  cache ",
         "Options:",
@@ -77,7 +78,11 @@ fn help_is_grouped_and_ends_with_examples() {
 #[test]
 fn every_command_explains_itself_with_examples() {
     let kitfs = user();
-    for command in ["mount", "unmount", "status", "ls", "cat", "inspect", "resolve", "index", "verify", "cache"] {
+    let commands = [
+        "mount", "unmount", "status", "ls", "cat", "inspect", "resolve", "pull", "tags", "diff", "index", "verify",
+        "cache",
+    ];
+    for command in commands {
         let help = kitfs.ok(&[command, "--help"]);
         assert!(help.contains(&format!("Usage: kitfs {command}")) && help.contains("Examples:\n"), "{help}");
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
@@ -88,6 +93,7 @@ fn every_command_explains_itself_with_examples() {
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
     }
     assert_eq!(kitfs.ok(&["umount", "--help"]), kitfs.ok(&["unmount", "--help"]));
+    assert_eq!(kitfs.ok(&["list", "--help"]), kitfs.ok(&["tags", "--help"]));
     assert!(kitfs.ok(&["--version"]).starts_with("kitfs "));
 }
 
