@@ -63,6 +63,7 @@ fn help_is_grouped_and_ends_with_examples() {
         "Usage: kitfs",
         "Mounts:\n  mount ",
         "Without a mount:\n  ls ",
+        "Tags and digests:\n  tags ",
         "Making kits readable in parts:\n  index ",
         "The cache:\n  cache ",
         "Options:",
@@ -90,6 +91,7 @@ fn every_command_explains_itself_with_examples() {
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
     }
     assert_eq!(kitfs.ok(&["umount", "--help"]), kitfs.ok(&["unmount", "--help"]));
+    assert_eq!(kitfs.ok(&["list", "--help"]), kitfs.ok(&["tags", "--help"]));
     assert!(kitfs.ok(&["--version"]).starts_with("kitfs "));
 }
 

@@ -20,7 +20,7 @@ use crate::reference::Reference;
 use files::Files;
 pub(super) use summary::{Change, Summary};
 
-/// Shows what differs between two kits, and what who has the first fetches for the second
+/// Shows how two kits differ, and what a node with the first fetches for the second
 #[derive(Debug, Args)]
 #[command(
     override_usage = "kitfs diff [OPTIONS] <A> <B>",
