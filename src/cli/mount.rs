@@ -294,7 +294,8 @@ impl Mount {
             history: self.history.history(&state),
         };
         let opener = Opener { kit: self.kit, policy: self.policy.policy(), context, ownership };
-        let Opened { fs, warnings } = opener.open(reference, |named| step(Step::Named(named))).await?;
+        let opened = opener.open(reference, |named| step(Step::Named(named))).await;
+        let Opened { fs, warnings } = opened.inspect_err(|failure| purpose.note_failure(reference, failure))?;
         step(Step::Named("mounting"));
         let cache = opener.context.cache.clone();
         let options = mount::Options {
@@ -339,7 +340,7 @@ impl Mount {
         };
         serving.left().await;
         yielding.abort();
-        let left = left?;
+        let left = left.map_err(Failure::from).inspect_err(|failure| serving.failed(failure))?;
         keep_limit(cache).await;
         match left {
             Left::Unmounted | Left::Signal => tracing::info!("left"),

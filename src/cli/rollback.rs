@@ -64,10 +64,9 @@ impl Rollback {
         (reference.tag, reference.digest) = (None, Some(past.digest));
         let request = Request::Switch {
             reference: reference.to_string(),
-            typed: None,
             is_rollback: true,
             prefetch: self.prefetch,
-            user: Some(Event::now(Action::Rollback, "").user),
+            user: Event::now(Action::Rollback, "").user,
         };
         let switched = switch::follow_up(&state, &mount, &request, self.progress).await?;
         switch::print(&switched, self.json)?;

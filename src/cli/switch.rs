@@ -74,19 +74,15 @@ impl Switch {
             }
             return out.finish();
         };
-        if reference.tag_was_omitted() {
-            output::say("note", format!("no tag given: {reference}:{}", reference.tag()));
-        }
         // The daemon has another working directory.
         if let Location::Layout { dir } = &mut reference.location {
             *dir = absolute(dir)?;
         }
         let request = Request::Switch {
             reference: reference.to_string(),
-            typed: None,
             is_rollback: false,
             prefetch: self.prefetch,
-            user: Some(Event::now(Action::Switch, "").user),
+            user: Event::now(Action::Switch, "").user,
         };
         let switched = follow_up(&state, &mount, &request, self.progress).await?;
         print(&switched, self.json)

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::options::JsonArgs;
 use super::output::{self, Output};
 use super::{Failure, status};
+use crate::history::{Action, Event, History, Outcome};
 use crate::mount::{self, Condition, MountError, StateDir, Unmounted};
 use crate::report::chain;
 
@@ -45,7 +46,10 @@ impl Unmount {
         for dir in dirs {
             // One that stays must not keep the others.
             match mount::unmount(&dir, self.lazy, &state) {
-                Ok(unmounted) => done.push(unmounted),
+                Ok(unmounted) => {
+                    note_death(&unmounted, &state);
+                    done.push(unmounted);
+                }
                 Err(error) => errors.push(error),
             }
         }
@@ -74,6 +78,21 @@ fn mounted(state: &StateDir) -> Result<Vec<PathBuf>, Failure> {
         status::say_nothing_is_mounted();
     }
     Ok(dirs)
+}
+
+/// Writes down the end of a mount whose daemon had died, which could not do it itself.
+fn note_death(unmounted: &Unmounted, state: &StateDir) {
+    let Some(record) = unmounted.record.as_ref().filter(|_| unmounted.was_dead) else { return };
+    let event = Event {
+        outcome: Outcome::Failed("its daemon had died".to_owned()),
+        digest: Some(record.digest),
+        mount_point: Some(record.mount_point.clone()),
+        mount: Some(record.id.clone()),
+        ..Event::now(Action::Unmount, record.reference.clone())
+    };
+    if let Err(error) = History::at(state.root()).append(&event) {
+        output::say("warning", chain(&error));
+    }
 }
 
 fn as_json(unmounted: &Unmounted) -> serde_json::Value {

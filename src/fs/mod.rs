@@ -3,8 +3,8 @@
 //! No method blocks a thread: it answers from memory or awaits. Waits for names end at the metadata deadline, in total;
 //! waits for content when it makes no progress. Reads answer in full up to the end of the file, or with an error.
 //!
-//! Locks, none held across an await, none taken while another is held: those of `names`, which see; `at_hand`, the contents
-//! of open files, and what `ways` notes are touched for a look or a note.
+//! Locks, none held across an await: those of `trees` and of `names`, which see, the first before the second; `at_hand`, the
+//! contents of open files, and what `ways` notes are touched for a look or a note, while no other is held.
 
 mod at_hand;
 mod direct;
@@ -18,7 +18,7 @@ pub mod ways;
 mod xattr;
 
 use std::fs::File;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use at_hand::AtHand;
@@ -147,7 +147,7 @@ pub struct Fs {
     at_hand: AtHand,
     ways: Arc<Ways>,
     conflicts: Mutex<Vec<String>>,
-    prefetch: OnceLock<Arc<Prefetch>>,
+    prefetch: RwLock<Option<Arc<Prefetch>>>,
 }
 
 impl Fs {
@@ -161,7 +161,7 @@ impl Fs {
             at_hand: AtHand::new(),
             ways: Arc::new(Ways::new(Allowed::default(), false)),
             conflicts: Mutex::default(),
-            prefetch: OnceLock::new(),
+            prefetch: RwLock::default(),
         }
     }
 
@@ -236,8 +236,8 @@ impl Fs {
     }
 
     /// What is fetched before it is asked for, if anything is.
-    pub fn prefetch(&self) -> Option<&Arc<Prefetch>> {
-        self.prefetch.get()
+    pub fn prefetch(&self) -> Option<Arc<Prefetch>> {
+        self.prefetch.read().unwrap_or_else(|held| held.into_inner()).clone()
     }
 
     fn tree(&self) -> Arc<Tree> {

@@ -85,13 +85,28 @@ struct Progress {
     at: Option<(usize, u64)>,
 }
 
-/// Ends the prefetch when it is dropped.
+/// Ends the prefetch when it is dropped; who waits for its end is told.
 #[derive(Debug)]
-pub struct Background(JoinHandle<()>);
+pub struct Background {
+    work: JoinHandle<()>,
+    prefetch: Arc<Prefetch>,
+}
+
+impl Background {
+    /// What is fetched.
+    pub fn prefetch(&self) -> &Arc<Prefetch> {
+        &self.prefetch
+    }
+}
 
 impl Drop for Background {
     fn drop(&mut self) {
-        self.0.abort();
+        self.work.abort();
+        self.prefetch.note(|progress| {
+            if !matches!(progress.state, State::Done | State::Failed) {
+                (progress.state, progress.why) = (State::Failed, Some("it was ended".to_owned()));
+            }
+        });
     }
 }
 
@@ -113,7 +128,7 @@ enum Files {
 }
 
 impl Prefetch {
-    /// Begins to fetch what is selected; `None` where that is nothing.
+    /// Begins to fetch what is selected, in the place of what was fetched so far; `None` where that is nothing.
     pub fn start(fs: &Arc<Fs>, selection: Selection) -> Option<Background> {
         if matches!(selection, Selection::None) {
             return None;
@@ -121,10 +136,9 @@ impl Prefetch {
         let (told, reads) = mpsc::unbounded_channel();
         let prefetch = Self { selection, progress: watch::Sender::default(), reads: Mutex::default(), told };
         let prefetch = Arc::new(prefetch);
-        // A mount has one.
-        fs.prefetch.set(prefetch.clone()).ok()?;
-        let run = Run { fs: fs.clone(), prefetch };
-        Some(Background(tokio::spawn(run.run(reads))))
+        *fs.prefetch.write().unwrap_or_else(|held| held.into_inner()) = Some(prefetch.clone());
+        let run = Run { fs: fs.clone(), prefetch: prefetch.clone() };
+        Some(Background { work: tokio::spawn(run.run(reads)), prefetch })
     }
 
     /// How far it is.

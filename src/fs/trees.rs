@@ -13,7 +13,8 @@
 //! [`Trees::switch`] is one step: first the kernel forgets the names in the root, and is told no name there for longer than it
 //! takes to use it; then one pointer changes; from then on names may be kept again.
 //!
-//! Locks: `trees`, for a look or a change of pointers; `switching` over a whole switch, by threads that may wait.
+//! Locks, in this order: `switching` over a whole switch, by threads that may wait; `trees`, for a look or a change of pointers;
+//! within it those of one tree (its names, when it was opened and replaced), for a look or a note.
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -75,6 +76,22 @@ pub struct Trees {
     is_switching: AtomicBool,
     switching: Mutex<()>,
     kernel: OnceLock<Box<dyn Kernel>>,
+}
+
+/// Says for as long as it lives that a switch is under way.
+struct IsSwitching<'a>(&'a AtomicBool);
+
+impl<'a> IsSwitching<'a> {
+    fn begin(flag: &'a AtomicBool) -> Self {
+        flag.store(true, Ordering::SeqCst);
+        Self(flag)
+    }
+}
+
+impl Drop for IsSwitching<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
 }
 
 /// What a number stands for.
@@ -214,17 +231,17 @@ impl Trees {
     }
 
     /// Serves another kit from now on, in one step; what is open goes on as it was. Blocks: for requests on the root that are
-    /// under way. Returns the tree that is served then: one that is there already for this digest, or this one.
-    pub fn switch(&self, fs: Arc<Fs>) -> Arc<Live> {
+    /// under way. Where there is a tree of this digest already, that is served.
+    pub fn switch(&self, fs: Arc<Fs>) {
         let _one = lock(&self.switching);
         let before = self.now();
         let digest = fs.kit().resolved.digest;
         if before.digest() == digest {
-            return before;
+            return;
         }
         let new = self.of(&digest);
         let new = new.unwrap_or_else(|| Live::new(fs, self.serials.fetch_add(1, Ordering::Relaxed)));
-        self.is_switching.store(true, Ordering::SeqCst);
+        let switching = IsSwitching::begin(&self.is_switching);
         self.forget_names(&before);
         {
             let mut trees = self.trees.write().unwrap_or_else(|held| held.into_inner());
@@ -235,15 +252,14 @@ impl Trees {
             before.tidied.store(0, Ordering::Relaxed);
             trees.insert(0, new.clone());
         }
-        self.is_switching.store(false, Ordering::SeqCst);
+        drop(switching);
         if let Some(kernel) = self.kernel.get() {
             kernel.forget_attributes(Ino::ROOT);
         }
         self.let_go();
-        new
     }
 
-    /// Has the kernel forget the names in the root, and trees below `.kitfs` that were replaced long ago.
+    /// Has the kernel forget the names in the root.
     fn forget_names(&self, before: &Live) {
         let Some(kernel) = self.kernel.get() else { return };
         // What it knows was told by then.
@@ -251,11 +267,6 @@ impl Trees {
             kernel.forget_name(Ino::ROOT, &name);
         }
         kernel.forget_name(Ino::ROOT, VIEWS_NAME);
-        for live in self.all() {
-            if lock(&live.replaced).is_some_and(|since| since.elapsed() > LINGER) {
-                kernel.forget_name(VIEWS, live.digest().to_string().as_bytes());
-            }
-        }
     }
 
     /// Has the kernel forget the names of trees that are not served any more, a while after the switch: it would keep them
@@ -263,11 +274,14 @@ impl Trees {
     pub fn tidy(&self) {
         let Some(kernel) = self.kernel.get() else { return };
         for live in self.all().into_iter().skip(1) {
+            let Some(since) = lock(&live.replaced).map(|since| since.elapsed()) else { continue };
             let times = live.tidied.load(Ordering::Relaxed);
-            let due = TIDY * TIDY_FACTOR.pow(times);
-            if times < TIDY_TIMES && lock(&live.replaced).is_some_and(|since| since.elapsed() >= due) {
+            if times < TIDY_TIMES && since >= TIDY * TIDY_FACTOR.pow(times) {
                 live.tidied.fetch_add(1, Ordering::Relaxed);
                 live.fs.each_name(|directory, name| kernel.forget_name(directory, name));
+            }
+            if since > LINGER {
+                kernel.forget_name(VIEWS, live.digest().to_string().as_bytes());
             }
         }
         self.let_go();
@@ -287,8 +301,11 @@ impl Trees {
                 }
             }
         }
-        // Freeing a million names takes a moment.
-        drop(gone);
+        if !gone.is_empty() {
+            // Freeing a million names takes a moment, and closing files may wait for the disk: not for a request's thread.
+            // Where there is no other, it is for this one.
+            let _ = std::thread::Builder::new().name("let-go".to_owned()).spawn(move || drop(gone));
+        }
     }
 
     /// Gives back what was held.
@@ -435,7 +452,11 @@ impl Trees {
         mut is_full: impl FnMut(DirEntry<'_>) -> bool,
     ) -> Result<(), FsError> {
         let dots = [(b".".to_vec(), self.views()?, None), (b"..".to_vec(), self.now().fs.skeleton_attr(), None)];
-        let trees = self.all().into_iter().map(|live| {
+        let mut trees: Vec<_> =
+            self.digests().iter().filter_map(|digest| self.find(|live| live.digest() == *digest)).collect();
+        // A switch changes which is the first, and must not change what comes after an offset.
+        trees.sort_by_key(|live| live.serial);
+        let trees = trees.into_iter().map(|live| {
             let attr = Attr { ino: live.root(), ..live.fs.skeleton_attr() };
             (live.digest().to_string().into_bytes(), attr, Some(live))
         });
@@ -443,7 +464,9 @@ impl Trees {
             if is_full(DirEntry { attr, name: &name, next }) {
                 break;
             }
-            live.filter(|_| tells_nodes).inspect(|live| live.hold());
+            if let Some(live) = live.filter(|_| tells_nodes) {
+                live.hold();
+            }
         }
         Ok(())
     }

@@ -59,7 +59,8 @@ impl Session {
         let ours = device.as_fd().try_clone_to_owned()?;
         let sample = sample(&fs);
         let files = Arc::new(Files::new(ways.clone()));
-        let adapter = Adapter { fs: trees.clone(), ways: ways.clone(), runtime, disk, files, sample: sample.clone() };
+        let adapter =
+            Adapter { trees: trees.clone(), ways: ways.clone(), runtime, disk, files, sample: sample.clone() };
         // fuser would mount and unmount by itself too, but its check before unmounting is inverted and can remove
         // somebody else's file system; a session on a descriptor never unmounts.
         let session = fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config)?;
@@ -108,7 +109,7 @@ impl Kernel for Line {
 }
 
 struct Adapter {
-    fs: Arc<Trees>,
+    trees: Arc<Trees>,
     ways: Arc<Ways>,
     runtime: Handle,
     disk: Arc<disk::Disk>,

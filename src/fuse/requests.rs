@@ -55,7 +55,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        let (fs, name) = (Arc::clone(&self.trees), name.to_owned());
         let work = async move {
             let name = name.as_bytes();
             fs.lookup(ino(parent), name).await.map_err(|error| refusal(&fs, "lookup", parent.0, name, &error))
@@ -67,11 +67,11 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
-        guard("forget", || self.fs.forget(ino(node), lookups));
+        guard("forget", || self.trees.forget(ino(node), lookups));
     }
 
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let fs = Arc::clone(&self.fs);
+        let fs = Arc::clone(&self.trees);
         let work =
             async move { fs.getattr(ino(node)).await.map_err(|error| refusal(&fs, "getattr", node.0, b"", &error)) };
         self.answer("getattr", work, |outcome| match outcome {
@@ -81,7 +81,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
-        let fs = Arc::clone(&self.fs);
+        let fs = Arc::clone(&self.trees);
         let work =
             async move { fs.readlink(ino(node)).await.map_err(|error| refusal(&fs, "readlink", node.0, b"", &error)) };
         self.answer("readlink", work, |outcome| match outcome {
@@ -94,7 +94,7 @@ impl fuser::Filesystem for Adapter {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        let fs = Arc::clone(&self.fs);
+        let fs = Arc::clone(&self.trees);
         let work = async move { fs.open(ino(node)).await.map_err(|error| refusal(&fs, "open", node.0, b"", &error)) };
         let files = Arc::clone(&self.files);
         self.answer("open", work, move |outcome| match outcome {
@@ -114,7 +114,7 @@ impl fuser::Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let (fs, disk) = (Arc::clone(&self.fs), Arc::clone(&self.disk));
+        let (fs, disk) = (Arc::clone(&self.trees), Arc::clone(&self.disk));
         let work = async move {
             fs.read(ino(node), handle.0, offset, size as usize)
                 .await
@@ -150,7 +150,7 @@ impl fuser::Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let fs = Arc::clone(&self.fs);
+        let fs = Arc::clone(&self.trees);
         guard("release", || {
             reply.ok();
             self.files.release(node);
@@ -161,7 +161,7 @@ impl fuser::Filesystem for Adapter {
 
     // Answered, although ENOSYS would save the request: the handle pins the tree that the directory belongs to.
     fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let fs = Arc::clone(&self.fs);
+        let fs = Arc::clone(&self.trees);
         let work = async move { fs.opendir(ino(node)).map_err(|error| refusal(&fs, "opendir", node.0, b"", &error)) };
         self.answer("opendir", work, |outcome| match outcome {
             Ok(opened) => {
@@ -175,7 +175,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, node: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let fs = Arc::clone(&self.fs);
+        let fs = Arc::clone(&self.trees);
         let work = async move {
             // `add` says that an entry no longer fits; the kernel asks for it again by its offset.
             let add = |entry: DirEntry<'_>| {
@@ -192,7 +192,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn readdirplus(&self, _: &Request, node: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let fs = Arc::clone(&self.fs);
+        let fs = Arc::clone(&self.trees);
         let work = async move {
             let add = |entry: DirEntry<'_>| {
                 let attr = file_attr(&entry.attr);
@@ -211,21 +211,21 @@ impl fuser::Filesystem for Adapter {
 
     fn releasedir(&self, _: &Request, node: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
         guard("releasedir", || {
-            self.fs.releasedir(ino(node), handle.0);
+            self.trees.releasedir(ino(node), handle.0);
             reply.ok();
         });
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         guard("statfs", || {
-            let fs = self.fs.statfs();
+            let fs = self.trees.statfs();
             let fragment = fs.bsize;
             reply.statfs(fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree, fs.bsize, fs.namelen, fragment);
         });
     }
 
     fn getxattr(&self, _: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        let (fs, name) = (Arc::clone(&self.trees), name.to_owned());
         let work = async move {
             let name = name.as_bytes();
             fs.getxattr(ino(node), name).await.map_err(|error| refusal(&fs, "getxattr", node.0, name, &error))
@@ -234,7 +234,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn listxattr(&self, _: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        let fs = Arc::clone(&self.fs);
+        let fs = Arc::clone(&self.trees);
         let work = async move {
             let names =
                 fs.listxattr(ino(node)).await.map_err(|error| refusal(&fs, "listxattr", node.0, b"", &error))?;

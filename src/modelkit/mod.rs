@@ -14,6 +14,9 @@
 //! A [`Plan`] is what the rest of kitfs works from: layers in order, each with digest, size, format, compression, root
 //! and naming rule. Nothing below it looks at a media type again.
 
+/// The annotation that names the commit a kit was made from, as the OCI image specification has it.
+pub const REVISION: &str = "org.opencontainers.image.revision";
+
 pub mod config;
 pub mod error;
 pub mod filter;

@@ -1,7 +1,8 @@
 //! The control socket: how a command asks a daemon.
 //!
 //! One connection, one request, one answer: each a JSON value in one line. The socket is 0600 in a directory that is
-//! 0700, so who can ask is the user (or root). Lines are bounded and every wait has an end.
+//! 0700, so who can ask is the user (or root). Lines are bounded, and every wait for the other end has a deadline; a request
+//! whose client leaves is given up, as far as its work can be.
 
 use std::fs::{self, File};
 use std::io;
@@ -99,7 +100,11 @@ where
     F: Future<Output = Value>,
 {
     let answer = match timeout(LINE_TIMEOUT, read_line(&mut stream, MAX_REQUEST)).await {
-        Ok(Ok(request)) => handler(request).await,
+        Ok(Ok(request)) => tokio::select! {
+            answer = handler(request) => answer,
+            // Nobody waits for it any more.
+            () = hung_up(&stream) => return,
+        },
         // Who only looks whether somebody is there says nothing, and is told nothing.
         Ok(Err(cause)) if cause.kind() == io::ErrorKind::UnexpectedEof => return,
         Ok(Err(cause)) => json!({ "error": format!("not a request: {cause}") }),
@@ -107,6 +112,21 @@ where
     };
     if let Ok(Err(cause)) = timeout(LINE_TIMEOUT, write_line(&mut stream, &answer)).await {
         tracing::debug!(%cause, "a control client left before its answer");
+    }
+}
+
+/// Waits until the other end has gone.
+async fn hung_up(stream: &UnixStream) {
+    let mut byte = [0];
+    loop {
+        if stream.readable().await.is_err() {
+            return;
+        }
+        match stream.try_read(&mut byte) {
+            Ok(1..) => {}
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(0) | Err(_) => return,
+        }
     }
 }
 

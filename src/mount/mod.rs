@@ -129,9 +129,10 @@ where
     let mut registration = state.register(&record)?;
     let control = registration.take_listener().map(UnixListener::from_std).transpose();
     let control = control.map_err(|cause| MountError::disk("listen on", state.socket(&record), cause))?;
+    // Who asks is answered by what knows the record.
+    ready(&record);
     let _control = control.map(|listener| AbortOnDrop(tokio::spawn(control::serve(listener, handler))));
 
-    ready(&record);
     let left = tokio::select! {
         outcome = &mut ended => match outcome.unwrap_or(Ok(Ended::Aborted)) {
             Ok(Ended::Unmounted) => {
@@ -187,6 +188,8 @@ pub struct Unmounted {
     pub dir: PathBuf,
     /// What was mounted there.
     pub shows: String,
+    /// What was recorded of it, where it is this user's.
+    pub record: Option<Record>,
     /// Whether its daemon had died before.
     pub was_dead: bool,
     /// Whether its daemon has left too. After a lazy unmount it stays until the last open file is closed.
@@ -210,6 +213,7 @@ pub fn unmount(dir: &Path, lazy: bool, state: &StateDir) -> Result<Unmounted, Mo
     // What is open in a dead mount is of no use to anybody: it is never a reason to keep it.
     kernel::unmount(&entry, lazy || was_dead)?;
     let mut ended = true;
+    let record = recorded.as_ref().map(|mount| mount.record.clone());
     let shows = recorded.as_ref().map_or_else(|| entry.shows.clone(), |mount| mount.record.serves().to_owned());
     match recorded {
         Some(mount) if was_dead => {
@@ -222,7 +226,7 @@ pub fn unmount(dir: &Path, lazy: bool, state: &StateDir) -> Result<Unmounted, Mo
         Some(mount) => ended = has_ended(state, &mount.record, if lazy { LAZY_END } else { END })?,
         None => {}
     }
-    Ok(Unmounted { dir, shows, was_dead, ended })
+    Ok(Unmounted { dir, shows, record, was_dead, ended })
 }
 
 /// Waits a while for a daemon to remove its record, and to end: until then it may be writing to the cache.

@@ -31,9 +31,6 @@ pub(in crate::cli) enum Request {
     Switch {
         /// Which.
         reference: String,
-        /// As it was typed, where that is another one.
-        #[serde(default)]
-        typed: Option<String>,
         /// Whether it goes back.
         #[serde(default)]
         is_rollback: bool,
@@ -42,7 +39,7 @@ pub(in crate::cli) enum Request {
         prefetch: bool,
         /// Who asks.
         #[serde(default)]
-        user: Option<String>,
+        user: String,
     },
     /// How far the kit is that is completed before it is switched to.
     Coming,
@@ -63,26 +60,15 @@ async fn answered(serving: &Arc<Serving>, request: Value) -> Value {
             let report = coming.and_then(|fs| Some(fs.prefetch()?.report(fs.kit())));
             json!({ "prefetch": report })
         }
-        Ok(Request::Switch { reference, typed, is_rollback, prefetch, user }) => {
-            let parse = |text: String| text.parse::<Reference>().map_err(|error| error.to_string());
-            let asked = || {
-                let action = if is_rollback { Action::Rollback } else { Action::Switch };
-                let typed = typed.map(parse).transpose()?;
-                Ok(Asked { reference: parse(reference)?, typed, action, prefetch, user })
+        Ok(Request::Switch { reference, is_rollback, prefetch, user }) => {
+            let reference = match reference.parse::<Reference>() {
+                Ok(reference) => reference,
+                Err(error) => return json!({ "error": error.to_string() }),
             };
-            let asked = match asked() {
-                Ok(asked) => asked,
-                Err::<_, String>(why) => return json!({ "error": why }),
-            };
-            match serving.switch(asked).await {
-                Ok(switched) => {
-                    if let Some(follow) = &serving.follow {
-                        follow.pause();
-                    }
-                    switched
-                }
-                Err(failure) => json!({ "error": failure.message() }),
-            }
+            let action = if is_rollback { Action::Rollback } else { Action::Switch };
+            let asked = Asked { reference, typed: None, action, prefetch, user: Some(user) };
+            let switched = serving.switch(asked).await;
+            switched.unwrap_or_else(|failure| json!({ "error": failure.message() }))
         }
         Ok(Request::Follow) => match &serving.follow {
             Some(follow) => {
@@ -98,12 +84,11 @@ async fn answered(serving: &Arc<Serving>, request: Value) -> Value {
 }
 
 async fn status(serving: &Arc<Serving>, check: bool) -> Value {
-    let (fs, served) = (serving.fs(), serving.served());
-    let mut all = served::status(fs, served.clone(), serving.opener.context.clone()).await;
-    let (top, reference) = {
+    let (fs, served, top, reference) = {
         let now = serving.now();
-        (now.top, now.reference.clone())
+        (now.fs.clone(), now.served.clone(), now.top, now.reference.clone())
     };
+    let mut all = served::status(fs, served.clone(), serving.opener.context.clone()).await;
     let more = json!({
         "reference": served.reference,
         "asked": reference.to_string(),

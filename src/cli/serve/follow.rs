@@ -2,7 +2,7 @@
 //!
 //! - Not while a loader is at work: a switch waits until no file of what is served was opened for a while, but not for ever.
 //! - Not after somebody chose another kit by hand: then the tag must move again, or the following be resumed.
-//! - While the registry fails it is asked less and less often.
+//! - While the registry fails it is asked less and less often; and so is a kit tried that can't be opened.
 //!
 //! Lock: a plain mutex around what is known, held for a look or a note.
 
@@ -57,8 +57,20 @@ struct Known {
     /// What to switch to, and since when.
     wanted: Option<(Digest, Instant)>,
     paused: Paused,
+    /// How often asking has failed since it last did not.
     failures: u32,
+    /// What could not be switched to.
+    refused: Option<Refused>,
     error: Option<String>,
+}
+
+/// A kit that could not be switched to.
+#[derive(Debug, Clone, Copy)]
+struct Refused {
+    tag: Digest,
+    times: u32,
+    /// When it is tried again.
+    due: Instant,
 }
 
 /// Whether somebody has chosen another kit by hand.
@@ -93,19 +105,39 @@ impl Follow {
     /// The tag is what counts again, from now on.
     pub(super) fn resume(&self) {
         let mut known = self.known();
-        (known.paused, known.failures) = (Paused::No, 0);
+        (known.paused, known.failures, known.refused) = (Paused::No, 0, None);
         drop(known);
         self.woken.notify_one();
+    }
+
+    /// Whether this is what is to be switched to, still.
+    pub(super) fn wants(&self, reference: &Reference) -> bool {
+        self.known().wanted.is_some_and(|(tag, _)| reference.digest == Some(tag))
+    }
+
+    /// Notes what came of a switch.
+    fn switched(&self, tag: Digest, outcome: Result<(), String>) {
+        let mut known = self.known();
+        if known.wanted.take().is_none() {
+            // Another was chosen by hand meanwhile.
+            return;
+        }
+        let times = known.refused.filter(|refused| refused.tag == tag).map_or(0, |refused| refused.times) + 1;
+        known.refused = outcome.is_err().then(|| Refused { tag, times, due: Instant::now() + self.pause_after(times) });
+        known.error = outcome.err();
+        if let (Some(why), 1) = (&known.error, times) {
+            tracing::warn!("the tag that is followed: {why}");
+        }
     }
 
     /// What `status` tells; `top` is what is served.
     pub(super) fn report(&self, top: Digest) -> Value {
         let known = self.known();
-        let state = match (known.paused, &known.wanted, known.failures) {
+        let state = match (known.paused, &known.wanted, &known.error) {
             (Paused::Since | Paused::At(_), ..) => "paused",
-            (Paused::No, Some(_), 0) => "settling",
-            (Paused::No, _, 1..) => "failing",
-            (Paused::No, None, 0) => "following",
+            (Paused::No, _, Some(_)) => "failing",
+            (Paused::No, Some(_), None) => "settling",
+            (Paused::No, None, None) => "following",
         };
         json!({
             "reference": self.reference.to_string(),
@@ -139,13 +171,18 @@ impl Follow {
         known.checked = Some(Instant::now());
         match answer {
             Ok(tag) => {
-                (known.tag, known.failures, known.error) = (Some(tag), 0, None);
+                (known.tag, known.failures) = (Some(tag), 0);
+                known.refused = known.refused.filter(|refused| refused.tag == tag && tag != top);
+                if known.refused.is_none() {
+                    known.error = None;
+                }
                 known.paused = match known.paused {
                     Paused::Since => Paused::At(tag),
                     Paused::At(then) if then != tag => Paused::No,
                     paused => paused,
                 };
-                let is_wanted = tag != top && known.paused == Paused::No;
+                let is_due = known.refused.is_none_or(|refused| refused.due <= Instant::now());
+                let is_wanted = tag != top && known.paused == Paused::No && is_due;
                 let since = known.wanted.map_or_else(Instant::now, |(_, since)| since);
                 known.wanted = is_wanted.then_some((tag, since));
             }
@@ -182,12 +219,8 @@ pub(in crate::cli) async fn run(serving: Arc<Serving>) {
             let (typed, action) = (Some(follow.reference.clone()), Action::Switch);
             let asked = Asked { reference, typed, action, prefetch: false, user: None };
             let switched = serving.switch(asked).await;
-            let mut known = follow.known();
-            known.wanted = None;
-            if let Err(failure) = switched {
-                known.failed(failure.message());
-            }
-            due = Instant::now() + follow.pause_after(known.failures);
+            follow.switched(tag, switched.map(drop).map_err(|failure| failure.message()));
+            due = Instant::now() + follow.pace.interval;
             continue;
         }
         let left = due.saturating_duration_since(Instant::now());

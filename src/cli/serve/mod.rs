@@ -5,7 +5,8 @@
 //!   over; so whatever fails leaves the mount as it is.
 //! - [`follow`]: a tag that is watched. [`answer`]: requests on the control socket. [`hook`]: the command after a switch.
 //!
-//! Locks: `step`, one switch at a time, over all of it; `now`, for a look or a note.
+//! Locks: `step`, one switch at a time, over all of it: also while the new kit is opened, as the next one begins where this one
+//! ends. `now` and `coming`, for a look or a note.
 
 pub(super) mod answer;
 pub(super) mod follow;
@@ -14,6 +15,7 @@ mod hook;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
@@ -27,12 +29,13 @@ use crate::fs::prefetch::{Background, Prefetch, State};
 use crate::fs::trees::{TIDY, Trees};
 use crate::fs::{Fs, Ownership, Selection};
 use crate::history::{Action, Event, History, Outcome};
+use crate::modelkit;
 use crate::mount::{Record, StateDir};
 use crate::reference::Reference;
 use follow::Follow;
 
-/// The annotation that names the source a kit was made from, as the OCI image specification has it.
-const REVISION: &str = "org.opencontainers.image.revision";
+/// How long leaving waits for a switch that is under way: changing over takes milliseconds, and opening a kit is given up.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// How kits are opened for a mount.
 #[derive(Debug)]
@@ -78,6 +81,21 @@ pub(super) struct Purpose {
     pub(super) history: History,
 }
 
+impl Purpose {
+    /// Writes down that a kit was not mounted, and why. Blocks for a moment, when nothing else is to be done.
+    pub(super) fn note_failure(&self, reference: &Reference, failure: &Failure) {
+        let event = Event {
+            outcome: Outcome::Failed(failure.message()),
+            mount_point: Some(self.dir.clone()),
+            labels: self.labels.clone(),
+            ..Event::now(Action::Mount, reference.to_string())
+        };
+        if let Err(error) = self.history.append(&event) {
+            tracing::error!("{}", crate::report::chain(&error));
+        }
+    }
+}
+
 /// A mount that serves.
 #[derive(Debug)]
 pub(super) struct Serving {
@@ -97,12 +115,15 @@ pub(super) struct Serving {
 /// What is served.
 #[derive(Debug)]
 struct Now {
+    fs: Arc<Fs>,
     served: Arc<Served>,
     /// As it was typed.
     reference: Reference,
     /// What its reference leads to: the kit's manifest, or the image index that names it.
     top: Digest,
     background: Option<Background>,
+    /// Whether the mount is being left, so that nothing is switched to any more.
+    is_left: bool,
 }
 
 /// Another kit that is to be served.
@@ -115,7 +136,7 @@ pub(super) struct Asked {
     pub(super) action: Action,
     /// Whether all of it must be here first.
     pub(super) prefetch: bool,
-    /// Who wants it, where that is not this process.
+    /// Who wants it, by hand; `None` where it is the tag that is followed.
     pub(super) user: Option<String>,
 }
 
@@ -134,7 +155,9 @@ impl Serving {
         let fs = trees.now().fs().clone();
         let resolved = &fs.kit().resolved;
         let served = Served::new(fs.kit(), purpose.dir.clone(), purpose.offline, warnings);
-        let now = Now { served: Arc::new(served), reference, top: top(resolved), background: None };
+        let top = top(resolved);
+        let (served, background, is_left) = (Arc::new(served), None, false);
+        let now = Now { fs: fs.clone(), served, reference, top, background, is_left };
         let (record, step, coming) = Default::default();
         Self { opener, purpose, state, trees, record, step, now: Mutex::new(now), coming, follow }
     }
@@ -150,7 +173,7 @@ impl Serving {
 
     /// The tree that is served.
     pub(super) fn fs(&self) -> Arc<Fs> {
-        self.trees.now().fs().clone()
+        self.now().fs.clone()
     }
 
     /// The mount is there.
@@ -159,13 +182,19 @@ impl Serving {
         let background = Prefetch::start(&self.fs(), self.purpose.selection.clone());
         self.now().background = background;
         self.note_served();
-        let this = self.clone();
-        tokio::task::spawn_blocking(move || this.tell(this.event(Action::Mount)));
+        let (this, event) = (self.clone(), self.event(Action::Mount));
+        tokio::task::spawn_blocking(move || this.tell(event));
     }
 
     /// The mount is no more.
     pub(super) async fn left(self: &Arc<Self>) {
-        self.now().background = None;
+        // A switch that is under way ends first, and the next finds that it is too late.
+        let step = tokio::time::timeout(LEAVING, self.step.lock()).await;
+        {
+            let mut now = self.now();
+            (now.background, now.is_left) = (None, true);
+        }
+        drop(step);
         if self.record.get().is_none() {
             return;
         }
@@ -173,6 +202,13 @@ impl Serving {
         let told = tokio::task::spawn_blocking(move || this.tell(this.event(Action::Unmount)));
         // It is told by then, or the process ends.
         let _ = told.await;
+    }
+
+    /// The mount could not be made, or broke.
+    pub(super) fn failed(&self, failure: &Failure) {
+        if self.record.get().is_none() {
+            self.purpose.note_failure(&self.now().reference, failure);
+        }
     }
 
     /// Notes in the cache what the directory serves: without it, what it served before goes as soon as anything else.
@@ -193,7 +229,7 @@ impl Serving {
             mount_point: Some(self.purpose.dir.clone()),
             mount: self.record.get().map(|record| record.id.clone()),
             trust: Some(fs.kit().tier().to_string()),
-            revision: fs.kit().resolved.document.annotations.get(REVISION).cloned(),
+            revision: fs.kit().resolved.document.annotations.get(modelkit::REVISION).cloned(),
             labels: self.purpose.labels.clone(),
             ..Event::now(action, now.reference.to_string())
         }
@@ -215,6 +251,12 @@ impl Serving {
 
     async fn switch_to(self: &Arc<Self>, asked: Asked) -> Result<Value, Failure> {
         let _one = self.step.lock().await;
+        if self.now().is_left {
+            return Err(Failure::failed("the mount is being left"));
+        }
+        if asked.user.is_none() && !self.follow.as_ref().is_some_and(|follow| follow.wants(&asked.reference)) {
+            return Err(Failure::failed("another kit was chosen by hand meanwhile"));
+        }
         let before = self.served().digest;
         let typed = asked.typed.clone().unwrap_or_else(|| asked.reference.clone());
         let prepared = self.prepare(&asked).await;
@@ -226,9 +268,15 @@ impl Serving {
                 self.note(Event {
                     outcome,
                     digest: None,
+                    trust: None,
+                    revision: None,
                     from: Some(before),
                     reference: typed.to_string(),
-                    user: asked.user.clone().unwrap_or_else(|| self.event(asked.action).user),
+                    user: asked
+                        .user
+                        .clone()
+                        .filter(|user| !user.is_empty())
+                        .unwrap_or_else(|| self.event(asked.action).user),
                     ..self.event(asked.action)
                 })
                 .await;
@@ -238,7 +286,7 @@ impl Serving {
         let this = self.clone();
         // From here on it goes on to its end, whoever stops waiting.
         let done = tokio::spawn(async move { this.change_over(fs, warnings, typed, asked, before).await });
-        done.await.map_err(|_| Failure::failed("the switch broke off; the log of the mount tells more"))
+        done.await.unwrap_or_else(|_| Err(broke_off()))
     }
 
     /// Opens the kit; a tree that is there already needs no more.
@@ -254,9 +302,9 @@ impl Serving {
 
     /// Sees to it that all of a kit is in the cache.
     async fn complete(&self, fs: &Arc<Fs>) -> Result<(), Failure> {
-        let _background = Prefetch::start(fs, Selection::All);
+        let Some(background) = Prefetch::start(fs, Selection::All) else { return Ok(()) };
         *self.coming.lock().unwrap_or_else(|held| held.into_inner()) = Some(fs.clone());
-        let Some(prefetch) = fs.prefetch() else { return Ok(()) };
+        let prefetch = background.prefetch();
         prefetch.ended().await;
         let report = prefetch.report(fs.kit());
         match report.state {
@@ -276,11 +324,15 @@ impl Serving {
         typed: Reference,
         asked: Asked,
         before: Digest,
-    ) -> Value {
+    ) -> Result<Value, Failure> {
         let (trees, next) = (self.trees.clone(), fs.clone());
         // It waits for the kernel.
-        if let Err(error) = tokio::task::spawn_blocking(move || trees.switch(next)).await {
-            tracing::error!(%error, "the switch broke off");
+        if self.now().is_left {
+            return Err(Failure::failed("the mount is being left"));
+        }
+        tokio::task::spawn_blocking(move || trees.switch(next)).await.map_err(|_| broke_off())?;
+        if let (Some(follow), Some(_)) = (&self.follow, &asked.user) {
+            follow.pause();
         }
         let trees = self.trees.clone();
         tokio::spawn(async move {
@@ -291,7 +343,8 @@ impl Serving {
         let served = Arc::new(served);
         {
             let mut now = self.now();
-            (now.served, now.reference, now.top) = (served.clone(), typed.clone(), top(&fs.kit().resolved));
+            (now.fs, now.served) = (fs.clone(), served.clone());
+            (now.reference, now.top) = (typed.clone(), top(&fs.kit().resolved));
             // What was fetched ahead of the one before is not wanted any more.
             now.background = None;
         }
@@ -305,7 +358,7 @@ impl Serving {
         if let (Some(command), true) = (&self.purpose.on_switch, before != served.digest) {
             hook::run(command, &self.purpose.dir, &before, &served.digest);
         }
-        json!({
+        Ok(json!({
             "mountpoint": self.purpose.dir,
             "reference": served.reference,
             "digest": served.digest,
@@ -313,7 +366,7 @@ impl Serving {
             "trust": fs.kit().tier(),
             "notes": served.notes,
             "warnings": served.warnings,
-        })
+        }))
     }
 
     /// Writes an event down.
@@ -332,6 +385,10 @@ impl Serving {
             tracing::error!("{}", crate::report::chain(&error));
         }
     }
+}
+
+fn broke_off() -> Failure {
+    Failure::failed("the switch broke off, which is a bug in kitfs; the log of the mount tells more")
 }
 
 /// `k=v`, for `--label`.

@@ -121,7 +121,7 @@ impl Tag {
     pub(super) async fn run(self) -> Result<(), Failure> {
         kits::say_whose(&self.fetch.cache, &self.connection)?;
         let context = self.fetch.context(&self.connection, Verify::Strict)?;
-        // What can't be recorded is not done.
+        // Where there is no place for a record, nothing is done.
         let history = self.history.history(&StateDir::from_env()?);
         let tools = Tools { context, access: self.fetch.access(&self.connection)?, history };
         let (origin, places, rules) = self.asked(&tools).await?;

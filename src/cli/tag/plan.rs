@@ -85,13 +85,14 @@ pub(super) async fn plan(
         let tags = if wanted.iter().any(is_line) { repository.tags(tools).await? } else { Vec::new() };
         let tags: Vec<String> = tags.into_iter().map(|tag| tag.name).collect();
         let mut part = Part { repository, items: Vec::new() };
+        let wanted_here: Vec<&str> = wanted.iter().map(|wanted| wanted.tag.as_str()).collect();
         for wanted in &wanted {
             refused.extend(part.add(wanted, origin.digest, rules, &tags).await?);
             let step = part.items.last().map(|item| &item.step);
             if let (Some(kept), Some(Step::Move { from }), Role::Named) = (keep_old, step, &wanted.role) {
                 let kept = if kept.is_empty() { format!("{}-prev", wanted.tag) } else { kept.to_owned() };
                 let from = *from;
-                refused.extend(part.keep(kept, from, rules).await?);
+                refused.extend(part.keep(kept, &wanted_here, from, rules).await?);
             }
         }
         part.warn_of_losses(tools, &mut plan.warnings).await;
@@ -126,11 +127,17 @@ impl Part {
     }
 
     /// Has `tag` keep what the tag leaves that was decided for last. It is written before that.
-    async fn keep(&mut self, tag: String, from: Digest, rules: &Rules) -> Result<Option<String>, Failure> {
+    async fn keep(
+        &mut self,
+        tag: String,
+        wanted: &[&str],
+        from: Digest,
+        rules: &Rules,
+    ) -> Result<Option<String>, Failure> {
         if !is_tag(&tag) {
             return Err(Failure::usage(format!("--keep-old: {tag:?} is too long for a tag; name one: --keep-old=TAG")));
         }
-        if self.items.iter().any(|item| item.name.tag() == tag) {
+        if wanted.contains(&&*tag) || self.items.iter().any(|item| item.name.tag() == tag) {
             return Err(Failure::usage(format!("--keep-old: {tag} is a TARGET itself; name another: --keep-old=TAG")));
         }
         let moved = self.items.pop();
@@ -143,8 +150,8 @@ impl Part {
     async fn warn_of_losses(&self, tools: &Tools, warnings: &mut Vec<String>) {
         let moved = self.items.iter().filter(|item| matches!(item.step, Step::Move { .. }));
         let left: HashSet<Digest> = moved.filter_map(Item::from).collect();
-        let will_lead = |digest: &&Digest| !self.items.iter().any(|item| item.to == **digest);
-        let mut left: Vec<&Digest> = left.iter().filter(will_lead).collect();
+        let is_left = |digest: &&Digest| !self.items.iter().any(|item| item.to == **digest);
+        let mut left: Vec<&Digest> = left.iter().filter(is_left).collect();
         if left.is_empty() {
             return;
         }

@@ -20,9 +20,6 @@ use crate::reference::Location;
 use crate::report::chain;
 use crate::source::Source;
 
-/// What the commit that a kit was made from stands under.
-const REVISION: &str = "org.opencontainers.image.revision";
-
 /// Writes all parts, and reports what was done until something failed.
 pub(super) async fn write(
     tools: &Tools,
@@ -117,5 +114,5 @@ async fn document(
         Ok(Parsed::Index(index)) => index.annotations,
         Err(_) => Default::default(),
     };
-    Ok((Document::unchanged(*digest, &manifest)?, annotations.get(REVISION).cloned()))
+    Ok((Document::unchanged(*digest, &manifest)?, annotations.get(crate::modelkit::REVISION).cloned()))
 }
