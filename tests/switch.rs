@@ -142,6 +142,55 @@ fn a_switch_that_cant_be_done_changes_nothing() {
 }
 
 #[test]
+fn a_kit_of_which_a_layer_is_gone_is_not_switched_to() {
+    let server = FaultServer::empty("team/kit");
+    let a = kit(&server, "a", b'a');
+    let gone = KitBuilder::new().tar("model", "model", tar(&[("model/part-0.bin", b"gone")])).serve(&server, "gone");
+    server.fault(gone.layers[0], Fault::status(404));
+    let kitfs = Kitfs::new();
+    let mount = kitfs.mount(&a.reference, &[]);
+    let refused = kitfs.fails(&["switch", life::text(&mount.path("")), &gone.reference]);
+    assert!(refused.contains("can't be read") && refused.contains(&gone.digest.to_string()), "{refused}");
+    assert_eq!(letter_of(&mount.path(&name(0))), b'a');
+    let events = fs::read_to_string(kitfs.path("state/history/events.jsonl")).expect("a record");
+    assert!(events.lines().last().is_some_and(|last| last.contains("\"failed\"")), "{events}");
+}
+
+#[test]
+fn a_switch_that_nobody_waits_for_any_more_is_given_up() {
+    let server = FaultServer::empty("team/kit");
+    let (a, b) = (kit(&server, "a", b'a'), kit(&server, "b", b'b'));
+    let kitfs = Kitfs::new();
+    let mount = kitfs.mount(&a.reference, &[]);
+    let gate = server.hold(b.layers[0], 0);
+    let mut waiting =
+        kitfs.command(["switch", life::text(&mount.dir), &b.reference, "--prefetch"]).spawn().expect("starts");
+    gate.wait_until_reached_by(1);
+    waiting.kill().expect("killed");
+    waiting.wait().expect("ended");
+    gate.release();
+    // The next one waits for nothing that the first has left.
+    let c = kit(&server, "c", b'c');
+    switch(&kitfs, &mount, &c.reference);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(letter_of(&mount.path(&name(0))), b'c');
+}
+
+#[test]
+fn a_switch_to_what_is_served_already_tells_so_and_is_no_event() {
+    let server = FaultServer::empty("team/kit");
+    let a = kit(&server, "a", b'a');
+    server.tag("again", a.digest);
+    let kitfs = Kitfs::new();
+    // What is fetched ahead of reads never ends by itself.
+    let mount = kitfs.mount(&a.reference, &["--prefetch", "auto"]);
+    let told = kitfs.ok(&["switch", life::text(&mount.dir), &server.reference("again"), "--prefetch"]);
+    assert!(told.contains("already"), "{told}");
+    let events = fs::read_to_string(kitfs.path("state/history/events.jsonl")).expect("a record");
+    assert_eq!(events.lines().count(), 1, "{events}");
+}
+
+#[test]
 fn a_rollback_goes_back_step_by_step_and_to_any_digest() {
     let server = FaultServer::empty("team/kit");
     let kits = [kit(&server, "a", b'a'), kit(&server, "b", b'b'), kit(&server, "c", b'c')];

@@ -25,7 +25,7 @@ pub(super) async fn run(
     let kit = Kit::open(&context, resolved);
     let progress = Progress::of(&kit.layers, progress.mode());
     let mut tree = kit.skeleton();
-    let Probed { mut warnings, unheard } = kit.probe(&context, &mut tree).await?;
+    let Probed { mut warnings, unheard, .. } = kit.probe(&context, &mut tree).await?;
     warnings.splice(0..0, kit.resolved.plan.warnings.iter().cloned());
     let mut layers = Vec::new();
     for (at, layer) in kit.layers.iter().enumerate() {

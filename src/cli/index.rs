@@ -4,16 +4,21 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::Failure;
+use super::history::HistoryArgs;
 use super::kits;
 use super::options::{ChoiceArgs, ConnectionArgs, FetchArgs, JsonArgs, ProgressArgs};
 use super::output::{self, Output, printable};
 use super::progress::Progress;
+use super::tag::{ImmutableArgs, recorded};
 use crate::archive::index::annotations::is_ours;
 use crate::digest::Digest;
 use crate::fetch::{Access, Context, Kit, Request, Resolved, Trust, Verify};
+use crate::history::{Action, Event};
+use crate::mount::StateDir;
 use crate::publish::write::Count;
 use crate::publish::{self, Edition, PublishError, Tally, Writer};
 use crate::reference::{DEFAULT_TAG, Reference};
+use crate::report::chain;
 use crate::units::format_size;
 
 /// Makes a kit readable in parts: reads it once, and writes an index of each layer
@@ -44,6 +49,10 @@ pub(super) struct Index {
     /// Add an annotation to the manifest; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_annotation, requires = "target")]
     annotation: Vec<(String, String)>,
+    #[command(flatten)]
+    immutable: ImmutableArgs,
+    #[command(flatten)]
+    history: HistoryArgs,
     #[command(flatten)]
     choice: ChoiceArgs,
     #[command(flatten)]
@@ -142,22 +151,38 @@ impl Index {
         // Before the kit that it refers to, as registries must allow: what is tagged is complete, whatever ends this run.
         let wrote_referrer = writer.put_referrer(&edition).await?;
         // The upload may have taken hours, and somebody else the tag.
-        let wrote_kit = !self.is_tagged(&writer, name, digest).await?;
+        let found = self.is_tagged(&writer, name, digest).await?;
+        let wrote_kit = found != Some(digest);
         if wrote_kit {
             writer.put_kit(&edition.kit, name.tag()).await?;
+            self.note_move(name, found, digest).await?;
         }
         Ok(Written { name: name.clone(), edition, tally, is_beside: false, wrote_kit, wrote_referrer })
     }
 
-    /// Whether the tag points at this manifest already; an error where it points at another one and is not to be moved.
-    async fn is_tagged(&self, writer: &Writer, name: &Reference, made: Digest) -> Result<bool, Failure> {
-        match writer.tagged(name.tag()).await? {
-            Some(found) if found == made => Ok(true),
+    /// What the tag points at; an error where that is another manifest, and it is not to be moved.
+    async fn is_tagged(&self, writer: &Writer, name: &Reference, made: Digest) -> Result<Option<Digest>, Failure> {
+        let found = writer.tagged(name.tag()).await?;
+        match found.filter(|found| *found != made) {
             Some(found) if !self.replace => {
                 Err(PublishError::TagTaken { reference: name.to_string(), found, made }.into())
             }
-            Some(_) | None => Ok(false),
+            Some(_) if self.immutable.holds(name.tag()) => Err(Failure::failed(format!(
+                "{name} is immutable by --tags-immutable: choose another tag, and move this one with kitfs tag --force"
+            ))),
+            Some(_) | None => Ok(found),
         }
+    }
+
+    /// Writes down that a tag was made or moved.
+    async fn note_move(&self, name: &Reference, from: Option<Digest>, to: Digest) -> Result<(), Failure> {
+        let history = self.history.history(&StateDir::from_env()?);
+        let event = Event { digest: Some(to), from, ..Event::now(Action::Tag, recorded(name)) };
+        let appended = tokio::task::spawn_blocking(move || history.append(&event)).await?;
+        if let Err(error) = appended {
+            output::say("warning", format!("{name}: {}; kitfs tag --undo won't know of this move", chain(&error)));
+        }
+        Ok(())
     }
 
     /// Leaves the kit as it is, and puts its indexes beside it.

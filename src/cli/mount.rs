@@ -287,6 +287,7 @@ impl Mount {
         let ownership = self.access.ownership();
         let purpose = Purpose {
             dir: point.dir().to_owned(),
+            reference: reference.clone(),
             labels: self.label.into_iter().collect(),
             selection,
             on_switch: self.follow.on_switch,
@@ -295,7 +296,7 @@ impl Mount {
         };
         let opener = Opener { kit: self.kit, policy: self.policy.policy(), context, ownership };
         let opened = opener.open(reference, |named| step(Step::Named(named))).await;
-        let Opened { fs, warnings } = opened.inspect_err(|failure| purpose.note_failure(reference, failure))?;
+        let Opened { fs, warnings, .. } = opened.inspect_err(|failure| purpose.note_failure(reference, failure))?;
         step(Step::Named("mounting"));
         let cache = opener.context.cache.clone();
         let options = mount::Options {

@@ -118,7 +118,8 @@ fn find(events: &[Event], dir: &Path, now: Digest, to: &str) -> Result<Past, Fai
         let found = back.checked_sub(1).and_then(|at| line.get(at)).cloned();
         return found.ok_or_else(|| match (back, line.len()) {
             (0, _) => Failure::usage("0: expected 1 or more, or a digest"),
-            (_, 0) => Failure::failed(format!("{at} has served no other kit before, as far as the history goes")),
+            (_, 0) => Failure::failed(format!("{at} has served no other kit before this one, but for those that a rollback left behind; kitfs history {at} shows all, and \
+                 a digest of one of them goes there")),
             (_, known) => Failure::failed(format!("{at}: the history goes {known} back, not {back}")),
         });
     }

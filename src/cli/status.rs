@@ -216,9 +216,12 @@ fn follow_in_words(follow: &Value) -> Option<String> {
     let reference = follow["reference"].as_str()?;
     let at = follow["tag_digest"].as_str().unwrap_or_default();
     let drift = if follow["drift"] == true { format!("; the tag points at {at}") } else { String::new() };
+    let failing = follow["error"].as_str().map(|why| format!("; the registry fails: {why}")).unwrap_or_default();
     Some(match follow["state"].as_str().unwrap_or_default() {
         "paused" => {
-            format!("{reference}, paused as another kit was chosen by hand{drift}; kitfs switch DIR --follow goes on")
+            format!(
+                "{reference}, paused as another kit was chosen by hand{drift}; kitfs switch DIR --follow goes on{failing}"
+            )
         }
         "settling" => format!("{reference}, about to switch when no file has been opened for a while{drift}"),
         "failing" => format!("{reference}, which fails: {}{drift}", follow["error"].as_str().unwrap_or_default()),

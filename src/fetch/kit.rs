@@ -26,6 +26,8 @@ pub struct Kit {
 pub struct Probed {
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// Why the first of the layers that could not be asked could not.
+    pub unasked: Option<String>,
     /// Layers, by position, whose source does not answer.
     pub unheard: BTreeSet<usize>,
 }
@@ -70,7 +72,7 @@ impl Kit {
             });
             (at, answer)
         });
-        let mut warnings = Vec::new();
+        let (mut warnings, mut unasked) = (Vec::new(), None);
         let mut unheard: BTreeMap<usize, Vec<(usize, FetchError)>> = BTreeMap::new();
         let mut answers: Vec<_> = futures_util::stream::iter(asked).buffer_unordered(FIRST_READS).collect().await;
         self.resolved.begun.iter().for_each(|begun| begun.give_up());
@@ -82,11 +84,14 @@ impl Kit {
                 Ok(Probe::Unknown) => Vec::new(),
                 Err(error) if error.is_refusal() => return Err(error),
                 Err(error) if error.is_unreachable() => {
+                    unasked.get_or_insert_with(|| crate::report::chain(&error));
                     unheard.entry(self.layers[at].layer.kit).or_default().push((at, error));
                     Vec::new()
                 }
                 Err(error) => {
-                    warnings.push(crate::report::chain(&error));
+                    let told = crate::report::chain(&error);
+                    unasked.get_or_insert_with(|| told.clone());
+                    warnings.push(told);
                     Vec::new()
                 }
             };
@@ -97,7 +102,7 @@ impl Kit {
         warnings.extend(unheard.iter().filter_map(|(kit, all)| self.unheard(*kit, all)));
         warnings.extend(self.layers.iter().filter_map(|layer| layer.unusable_index().map(str::to_owned)));
         let unheard = unheard.into_values().flatten().map(|(at, _)| at).collect();
-        Ok(Probed { warnings, unheard })
+        Ok(Probed { warnings, unasked, unheard })
     }
 
     /// One warning for all layers of a repository that does not answer.

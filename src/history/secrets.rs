@@ -1,5 +1,5 @@
 //! What must not get into the record, which lives for a year and is read by auditors: user and password of a URL, its
-//! query, which may be a signature, and what follows `Bearer` and `Basic`.
+//! query, which may be a signature, what follows `Bearer` and `Basic`, and what is called a token, password, secret or key.
 //!
 //! References hold none of it, as they are parsed. What a registry or a proxy answered may, and so may what a user has set
 //! as a label.
@@ -17,24 +17,48 @@ pub(super) fn struck_out(event: &Event) -> Event {
         *why = without_secrets(why);
     }
     event.revision = event.revision.as_deref().map(without_secrets);
-    event.labels.values_mut().for_each(|value| *value = without_secrets(value));
+    for (key, value) in &mut event.labels {
+        *value = if is_secret(key) { STRUCK.to_owned() } else { without_secrets(value) };
+    }
     event
+}
+
+/// What a secret is called, as a part of its name.
+const SECRET: [&str; 7] = ["token", "password", "passwd", "pwd", "secret", "api_key", "apikey"];
+
+/// Whether a name is that of a secret.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    SECRET.iter().any(|secret| name.ends_with(secret))
+}
+
+/// `name=value` or `name:value` without a value that is secret; `None` where it is neither.
+fn assigned(word: &str) -> Option<String> {
+    let at = word.find(['=', ':']).filter(|at| is_secret(&word[..*at]) && !word[*at..].starts_with("://"))?;
+    let value = if word.len() > at + 1 { STRUCK } else { "" };
+    Some(format!("{}{value}", &word[..=at]))
 }
 
 fn without_secrets(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut is_credential = false;
+    let mut was_named = false;
     // Words with what ends them.
     for piece in text.split_inclusive(|c: char| c.is_whitespace() || "\"'`<>()".contains(c)) {
         let word = piece.trim_end_matches(|c: char| c.is_whitespace() || "\"'`<>()".contains(c));
         let end = &piece[word.len()..];
-        if word.is_empty() {
-            out.push_str(end);
+        // A name may stand in quotes, and what says that a value follows by itself.
+        if word.is_empty() || (was_named && matches!(word, "=" | ":")) {
+            out.push_str(piece);
+            is_credential |= was_named && !word.is_empty();
             continue;
         }
-        out.push_str(&if is_credential { STRUCK.to_owned() } else { clean(word) });
+        let assigned = assigned(word);
+        let value_follows = assigned.as_ref().is_some_and(|assigned| assigned == word);
+        out.push_str(&if is_credential { STRUCK.to_owned() } else { assigned.unwrap_or_else(|| clean(word)) });
         out.push_str(end);
-        is_credential = ["bearer", "basic"].iter().any(|scheme| word.eq_ignore_ascii_case(scheme));
+        is_credential = value_follows || ["bearer", "basic"].iter().any(|scheme| word.eq_ignore_ascii_case(scheme));
+        was_named = is_secret(word);
     }
     out
 }
@@ -69,6 +93,10 @@ mod tests {
             ("http://a:b@c,http://d:e@f", "http://…@f"),
             ("http://a:b/c@d", "http://…@d"),
             ("Authorization: Bearer abc.def and basic Zm9v", "Authorization: Bearer … and basic …"),
+            ("token=s3cr3t and password: s3cr3t, pwd=x", "token=… and password: … pwd=…"),
+            ("{\"access_token\":\"s3cr3t\",\"a\":1}", "{\"access_token\":\"…\",\"a\":1}"),
+            ("secret = s3cr3t; api_key= k", "secret = … api_key= …"),
+            ("the token is old, no tokens: 3", "the token is old, no tokens: 3"),
             ("ghcr.io/team/llama:8b@sha256:00", "ghcr.io/team/llama:8b@sha256:00"),
             ("why? no tag in a/b: took `latest`", "why? no tag in a/b: took `latest`"),
         ] {

@@ -106,6 +106,8 @@ async fn status(serving: &Arc<Serving>, check: bool) -> Value {
 
 /// Where the tag points now that the mount was asked for by.
 async fn tag(serving: &Serving, reference: &Reference, top: crate::digest::Digest) -> Value {
+    // What was chosen by digest since, as by a rollback, leaves the tag that the mount was made for.
+    let reference = if reference.digest.is_some() { &serving.purpose.reference } else { reference };
     if reference.digest.is_some() {
         return json!({ "error": "it was asked for by digest, which never moves" });
     }

@@ -24,6 +24,7 @@ use super::Failure;
 use super::kits::KitArgs;
 use super::served::Served;
 use crate::digest::Digest;
+use crate::fetch::kit::Probed;
 use crate::fetch::{Context, Kit, Policy, Resolved};
 use crate::fs::prefetch::{Background, Prefetch, State};
 use crate::fs::trees::{TIDY, Trees};
@@ -52,6 +53,8 @@ pub(super) struct Opener {
 pub(super) struct Opened {
     pub(super) fs: Fs,
     pub(super) warnings: Vec<String>,
+    /// Why a layer could not be asked what it holds.
+    unasked: Option<String>,
 }
 
 impl Opener {
@@ -62,11 +65,11 @@ impl Opener {
         let kit = Kit::open(&self.context, resolved);
         step(&format!("reading the beginning of {} layers", kit.layers.len()));
         let mut tree = kit.skeleton();
-        let warnings = kit.probe(&self.context, &mut tree).await?.warnings;
+        let Probed { warnings, unasked, .. } = kit.probe(&self.context, &mut tree).await?;
         for warning in kit.resolved.plan.warnings.iter().chain(&warnings) {
             tracing::warn!("{warning}");
         }
-        Ok(Opened { fs: Fs::new(kit, self.context.clone(), tree, self.ownership), warnings })
+        Ok(Opened { fs: Fs::new(kit, self.context.clone(), tree, self.ownership), warnings, unasked })
     }
 }
 
@@ -74,6 +77,8 @@ impl Opener {
 #[derive(Debug)]
 pub(super) struct Purpose {
     pub(super) dir: PathBuf,
+    /// What it was mounted as.
+    pub(super) reference: Reference,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) selection: Selection,
     pub(super) on_switch: Option<String>,
@@ -138,6 +143,14 @@ pub(super) struct Asked {
     pub(super) prefetch: bool,
     /// Who wants it, by hand; `None` where it is the tag that is followed.
     pub(super) user: Option<String>,
+}
+
+/// A kit that can be changed over to.
+#[derive(Debug)]
+struct Prepared {
+    fs: Arc<Fs>,
+    warnings: Vec<String>,
+    top: Digest,
 }
 
 fn top(resolved: &Resolved) -> Digest {
@@ -261,7 +274,7 @@ impl Serving {
         let typed = asked.typed.clone().unwrap_or_else(|| asked.reference.clone());
         let prepared = self.prepare(&asked).await;
         *self.coming.lock().unwrap_or_else(|held| held.into_inner()) = None;
-        let (fs, warnings) = match prepared {
+        let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => {
                 let outcome = Outcome::Failed(failure.message());
@@ -285,19 +298,25 @@ impl Serving {
         };
         let this = self.clone();
         // From here on it goes on to its end, whoever stops waiting.
-        let done = tokio::spawn(async move { this.change_over(fs, warnings, typed, asked, before).await });
+        let done = tokio::spawn(async move { this.change_over(prepared, typed, asked, before).await });
         done.await.unwrap_or_else(|_| Err(broke_off()))
     }
 
-    /// Opens the kit; a tree that is there already needs no more.
-    async fn prepare(&self, asked: &Asked) -> Result<(Arc<Fs>, Vec<String>), Failure> {
-        let Opened { fs, warnings } = self.opener.open(&asked.reference, |step| tracing::info!("{step}")).await?;
+    /// Opens the kit, and makes it complete where that is asked for. What can't be read is not switched to.
+    async fn prepare(&self, asked: &Asked) -> Result<Prepared, Failure> {
+        let opened = self.opener.open(&asked.reference, |step| tracing::info!("{step}")).await?;
+        let Opened { fs, warnings, unasked } = opened;
+        if let Some(why) = unasked {
+            return Err(Failure::failed(format!("{} can't be read: {why}", fs.kit().resolved.pinned())));
+        }
+        let top = top(&fs.kit().resolved);
+        // What is there already is served as it is.
         let there = self.trees.of(&fs.kit().resolved.digest).map(|live| live.fs().clone());
         let fs = there.unwrap_or_else(|| Arc::new(fs.read_like(&self.fs())));
         if asked.prefetch {
             self.complete(&fs).await?;
         }
-        Ok((fs, warnings))
+        Ok(Prepared { fs, warnings, top })
     }
 
     /// Sees to it that all of a kit is in the cache.
@@ -319,8 +338,7 @@ impl Serving {
 
     async fn change_over(
         self: &Arc<Self>,
-        fs: Arc<Fs>,
-        warnings: Vec<String>,
+        Prepared { fs, warnings, top }: Prepared,
         typed: Reference,
         asked: Asked,
         before: Digest,
@@ -344,19 +362,23 @@ impl Serving {
         {
             let mut now = self.now();
             (now.fs, now.served) = (fs.clone(), served.clone());
-            (now.reference, now.top) = (typed.clone(), top(&fs.kit().resolved));
+            (now.reference, now.top) = (typed.clone(), top);
             // What was fetched ahead of the one before is not wanted any more.
             now.background = None;
         }
         let background = Prefetch::start(&fs, self.purpose.selection.clone());
         self.now().background = background;
         tracing::info!(from = %before, to = %served.digest, reference = %typed, "switched");
-        self.note_served();
-        let event = Event { from: Some(before), ..self.event(asked.action) };
-        self.note(Event { user: asked.user.clone().unwrap_or_else(|| event.user.clone()), ..event }).await;
-        self.rewrite_record(&typed, served.digest).await;
-        if let (Some(command), true) = (&self.purpose.on_switch, before != served.digest) {
-            hook::run(command, &self.purpose.dir, &before, &served.digest);
+        // Another name of what was served already is nothing to tell.
+        if before != served.digest {
+            self.note_served();
+            let event = Event { from: Some(before), ..self.event(asked.action) };
+            let user = asked.user.filter(|user| !user.is_empty()).unwrap_or_else(|| event.user.clone());
+            self.note(Event { user, ..event }).await;
+            self.rewrite_record(&typed, served.digest).await;
+            if let Some(command) = &self.purpose.on_switch {
+                hook::run(command, &self.purpose.dir, &before, &served.digest);
+            }
         }
         Ok(json!({
             "mountpoint": self.purpose.dir,

@@ -31,6 +31,7 @@ use crate::report::chain;
 use crate::source::{Source, SourceError};
 use crate::tagging::TagPattern;
 use targets::{Place, Target};
+pub(in crate::cli) use undo::recorded;
 
 /// Gives a kit more tags, and moves tags to it: no byte of it is rebuilt
 #[derive(Debug, Args)]
@@ -64,7 +65,7 @@ pub(super) struct Tag {
     #[arg(long = "move")]
     may_move: bool,
     /// Move a tag only if it leads to this digest now
-    #[arg(long, value_name = "DIGEST")]
+    #[arg(long, value_name = "DIGEST", conflicts_with = "semver")]
     if_current: Option<Digest>,
     /// Move tags that are immutable by --tags-immutable too
     #[arg(long)]
@@ -84,9 +85,8 @@ pub(super) struct Tag {
     /// Show what would be done, and what a node would have to fetch; write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Tags that move only with --force; may be repeated, or take several with commas between
-    #[arg(long, env = "KITFS_TAGS_IMMUTABLE", value_name = "GLOB", value_delimiter = ',')]
-    tags_immutable: Vec<TagPattern>,
+    #[command(flatten)]
+    immutable: ImmutableArgs,
     #[command(flatten)]
     fetch: FetchArgs,
     #[command(flatten)]
@@ -115,6 +115,21 @@ struct Tools {
     context: Context,
     access: Access,
     history: History,
+}
+
+/// Which tags stay.
+#[derive(Debug, Args)]
+pub(super) struct ImmutableArgs {
+    /// Tags that move only with kitfs tag --force; may be repeated, or take several with commas between
+    #[arg(long, env = "KITFS_TAGS_IMMUTABLE", value_name = "GLOB", value_delimiter = ',')]
+    tags_immutable: Vec<TagPattern>,
+}
+
+impl ImmutableArgs {
+    /// Whether a tag is to stay.
+    pub(super) fn holds(&self, tag: &str) -> bool {
+        self.tags_immutable.iter().any(|pattern| pattern.matches(tag))
+    }
 }
 
 impl Tag {
@@ -146,7 +161,7 @@ impl Tag {
             may_move: self.may_move,
             force: self.force,
             expected: if_current,
-            immutable: self.tags_immutable.clone(),
+            immutable: self.immutable.tags_immutable.clone(),
         };
         if self.undo {
             return self.undone(tools, rules).await;

@@ -117,6 +117,12 @@ impl Part {
         let location = self.repository.location.clone();
         let name = Reference { location, tag: Some(wanted.tag.clone()), digest: None };
         let current = self.repository.current(&wanted.tag).await?;
+        if matches!(wanted.role, Role::Line(_)) && current.is_some() && !tags.contains(&wanted.tag) {
+            // Which releases there are is not to be told from such a list.
+            return Ok(Some(format!(
+                "{name} is there, and the registry's list of tags does not have it; name it as a TARGET"
+            )));
+        }
         match wanted.step(&name.to_string(), current, to, rules, tags) {
             Ok(step) => {
                 self.items.push(Item { name, to, step });

@@ -15,7 +15,7 @@ pub(super) struct LastMove {
 }
 
 /// A tag as the history names it: always with the tag, and an OCI layout by its absolute directory.
-pub(super) fn recorded(name: &Reference) -> String {
+pub(in crate::cli) fn recorded(name: &Reference) -> String {
     let location = match &name.location {
         Location::Layout { dir } => Location::Layout { dir: std::path::absolute(dir).unwrap_or_else(|_| dir.clone()) },
         other => other.clone(),

@@ -91,8 +91,18 @@ async fn move_tag(tools: &Tools, origin: &Origin, item: &Item, writer: &Writer) 
 }
 
 async fn put(writer: &Writer, document: &Document, item: &Item) -> Result<(), PublishError> {
-    writer.put_kit(document, item.name.tag()).await?;
-    writer.check_tag(item.name.tag(), &item.to).await
+    let tag = item.name.tag();
+    match writer.put_kit(document, tag).await {
+        Ok(()) => writer.check_tag(tag, &item.to).await,
+        // What answers with an error, or not at all, may have done it all the same.
+        Err(error) => match writer.tagged(tag).await {
+            Ok(Some(found)) if found == item.to => {
+                output::say("warning", format!("{}: {}; the tag has moved all the same", item.name, chain(&error)));
+                Ok(())
+            }
+            _ => Err(error),
+        },
+    }
 }
 
 /// What a tag is to lead to, and the commit that it states.
