@@ -181,6 +181,24 @@ fn moves_are_recorded_and_undone() {
 }
 
 #[test]
+fn a_tag_that_an_index_moves_is_immutable_and_recorded_like_any() {
+    let shelf = Shelf::with(2);
+    let (kitfs, repository) = (&shelf.kitfs, format!("{}/team/kit", shelf.registry.host()));
+    let (from, to) = (format!("{repository}:b"), format!("{repository}:a"));
+    let refused = kitfs.fails(&["index", "--replace", "--tags-immutable", "a", &from, &to]);
+    assert!(refused.contains("is immutable") && refused.contains("--force"), "{refused}");
+    assert_eq!(digest_of(kitfs, &to), shelf.digests[0]);
+    kitfs.ok(&["index", "--replace", &from, &to]);
+    let made = digest_of(kitfs, &to);
+    let events = history(kitfs);
+    let last = events.last().expect("an event");
+    assert_eq!((last.action, last.from.map(|from| from.to_string())), (Action::Tag, Some(shelf.digests[0].clone())));
+    assert_eq!(last.digest.map(|digest| digest.to_string()), Some(made));
+    kitfs.ok(&["tag", &to, "--undo"]);
+    assert_eq!(digest_of(kitfs, &to), shelf.digests[0]);
+}
+
+#[test]
 fn an_undo_leaves_what_another_machine_has_moved_since() {
     let shelf = Shelf::with(3);
     let (kitfs, name) = (&shelf.kitfs, shelf.name("production"));

@@ -10,6 +10,7 @@ mod at_hand;
 mod direct;
 mod error;
 mod files;
+mod live;
 mod names;
 pub mod prefetch;
 mod selection;

@@ -17,10 +17,12 @@
 //! within it those of one tree (its names, when it was opened and replaced), for a look or a note.
 
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
+pub use super::live::Live;
+use super::live::{VIEW, lock};
 use super::ways::Ways;
 use super::{Attr, DirEntry, Fs, FsError, Ino, NodeKind, Opened, OpenedDir, ReadReply, Statfs};
 use crate::digest::Digest;
@@ -30,9 +32,6 @@ use crate::path::TreePath;
 const VIEWS_NAME: &[u8] = b".kitfs";
 /// Its number, which is no hash.
 const VIEWS: Ino = Ino(2);
-/// The bit that tells a directory below `.kitfs` from the same one below the root. Hashes have 62 bits, and the last one is
-/// left out because some programs read numbers as signed.
-const VIEW: u64 = 1 << 62;
 /// So long after a switch the kernel is asked to forget all names of the tree that was served before: who was on a path then
 /// has told it some of them again. While the tree is held after that, it is asked again, each time after so many times as long.
 pub const TIDY: Duration = Duration::from_secs(1);
@@ -49,22 +48,6 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     fn forget_name(&self, directory: Ino, name: &[u8]);
     /// Forgets the attributes of a node.
     fn forget_attributes(&self, node: Ino);
-}
-
-/// A tree, and what the kernel holds of it.
-#[derive(Debug)]
-pub struct Live {
-    fs: Arc<Fs>,
-    /// Its number among the trees of the mount, which the handles of its root tell.
-    serial: u64,
-    /// Names that the kernel knows, each as often as it was told, handles, and requests under way.
-    held: AtomicU64,
-    /// When a file was last opened.
-    opened: Mutex<Instant>,
-    /// Since when it is not served any more.
-    replaced: Mutex<Option<Instant>>,
-    /// How often the kernel was asked to forget its names since then.
-    tidied: AtomicU32,
 }
 
 /// The trees of a mount.
@@ -130,38 +113,6 @@ struct Node<'a> {
     in_view: bool,
 }
 
-impl Live {
-    fn new(fs: Arc<Fs>, serial: u64) -> Arc<Self> {
-        let opened = Mutex::new(Instant::now());
-        Arc::new(Self {
-            fs,
-            serial,
-            held: AtomicU64::new(0),
-            opened,
-            replaced: Mutex::default(),
-            tidied: AtomicU32::new(0),
-        })
-    }
-
-    /// The tree.
-    pub fn fs(&self) -> &Arc<Fs> {
-        &self.fs
-    }
-
-    /// How long no file of it was opened.
-    pub fn unopened(&self) -> Duration {
-        lock(&self.opened).elapsed()
-    }
-
-    fn digest(&self) -> Digest {
-        self.fs.kit().resolved.digest
-    }
-
-    fn hold(&self) {
-        self.held.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
 impl Node<'_> {
     /// A node of the same tree as it is seen from here.
     fn seen(&self, mut attr: Attr) -> Attr {
@@ -169,13 +120,6 @@ impl Node<'_> {
             attr.ino = Ino(if attr.ino == Ino::ROOT { self.live.root().0 } else { attr.ino.0 | VIEW });
         }
         attr
-    }
-}
-
-impl Live {
-    /// The number of its root below `.kitfs`.
-    fn root(&self) -> Ino {
-        Ino(self.fs.root_number() | VIEW)
     }
 }
 
@@ -537,8 +481,4 @@ impl Trees {
         let node = self.node(ino).ok()?;
         node.live.fs.path(node.ino)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|held| held.into_inner())
 }
