@@ -28,6 +28,12 @@ async fn conforms(source: &dyn Source, expected: &Expected) {
     let mut wanted: Vec<_> = expected.tags.iter().map(|(tag, _)| tag.clone()).collect();
     wanted.sort();
     assert_eq!(tags, wanted, "{source:?}");
+    let mut listed = source.tags_and_digests().await.expect("tags");
+    listed.sort();
+    assert_eq!(listed.iter().map(|(tag, _)| tag.clone()).collect::<Vec<_>>(), wanted, "{source:?}");
+    for (tag, digest) in listed.into_iter().filter_map(|(tag, digest)| Some((tag, digest?))) {
+        assert_eq!(source.resolve(&tag).await.expect("a digest"), digest, "{source:?} {tag}");
+    }
 
     let missing = source.resolve("no-such-tag").await;
     assert!(matches!(missing, Err(SourceError::NotFound { .. })), "{missing:?}");
