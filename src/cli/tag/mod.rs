@@ -70,13 +70,13 @@ pub(super) struct Tag {
     /// Move tags that are immutable by --tags-immutable too
     #[arg(long)]
     force: bool,
-    /// Tag what a moved tag leaves [default tag: <tag>-prev]
+    /// Tag what a moved tag leaves [default: the tag's name with -prev]
     #[arg(long, value_name = "TAG", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = parse_kept)]
     keep_old: Option<String>,
     /// Give it a version's tags: 1.4.2 makes 1.4.2, and moves 1.4 and 1 forward
     #[arg(long, value_name = "VERSION")]
     semver: Option<Release>,
-    /// Give it the tag git-<commit> of the commit that is checked out here
+    /// Give it the tag git-COMMIT, of the commit that is checked out here
     #[arg(long)]
     git: bool,
     /// Move SRC's tag back to what it was before its last move from this machine
