@@ -19,9 +19,9 @@ use crate::reference::Reference;
 #[command(
     override_usage = "kitfs rollback [OPTIONS] <DIR> [DIGEST|N]",
     after_help = "\
-Without DIGEST or N it is the kit that was served before; twice is two back. Processes that have loaded files keep what they
-have loaded until they load it anew. A mount that follows a tag stops following until the tag moves again; kitfs switch DIR
---follow resumes it.
+Without DIGEST or N it is the kit that was served before; again, the one before that. Processes
+that have loaded files keep what they have loaded until they load it anew. A mount that follows
+a tag stops following until the tag moves again; kitfs switch DIR --follow resumes it.
 
 Examples:
   kitfs rollback llama

@@ -31,14 +31,15 @@ const TELL: Duration = Duration::from_millis(500);
     override_usage = "kitfs switch [OPTIONS] <DIR> <REF>
        kitfs switch [OPTIONS] <DIR> --follow",
     after_help = "\
-What is opened from then on is of the new kit; open files, directories and maps go on with the old one. Nothing changes if
-the new kit can't be resolved and opened first; with --prefetch, not before all of it is here. The kit is opened as the
-mount's own flags say (filter, trust, connection, policy). A mount that follows a tag stops following until the tag moves again.
+What is opened from then on is of the new kit; open files, directories and maps go on with the
+old one. Nothing changes if the new kit can't be resolved and opened first; with --prefetch, not
+before all of it is here. The kit is opened as the mount's own flags say (filter, trust,
+connection, policy). A mount that follows a tag stops following until the tag moves again.
 
 Examples:
   kitfs switch llama ghcr.io/team/llama:8b-v2
   kitfs switch llama ghcr.io/team/llama:8b-v2 --prefetch    only once all of it is here
-  kitfs switch llama --follow                               what its tag points at, from now on again"
+  kitfs switch llama --follow                               what its tag points at again"
 )]
 pub(super) struct Switch {
     /// The mount point
