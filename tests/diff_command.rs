@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::kit::{KitBuilder, gzip, pattern, tar};
+use support::kit::{KitBuilder, Served, gzip, pattern, tar};
 use support::kithome::import;
 use support::program::Kitfs;
 use support::{FaultServer, Registry, data};
@@ -48,6 +48,16 @@ fn two_kits(indexed: bool) -> [KitBuilder; 2] {
         ),
         kit().tar("model", "weights", weights).tar("datasets", "data", second).tar("code", "copy", moved),
     ]
+}
+
+/// What a node that has one kit fetches of the other's first layer: as `diff` tells it, and as a pull does it.
+fn assert_fetches(server: &FaultServer, [has, wants]: [&Served; 2], fetch: u64) {
+    assert_eq!(diff(&Kitfs::new(), &[&has.reference, &wants.reference])["fetch"], fetch);
+    let node = Kitfs::new();
+    node.ok(&["pull", &has.reference]);
+    server.reset_counters();
+    node.ok(&["pull", &wants.reference]);
+    assert_eq!(server.bytes_for(wants.layers[0]), fetch);
 }
 
 #[test]
@@ -126,12 +136,7 @@ fn a_compressed_layer_is_fetched_whole_unless_nothing_of_it_is_missing() {
     let same = kit("tar+gzip", gzip(&both)).serve(&server, "v2");
     let more = kit("tar+gzip", gzip(&tar(&[("d/a", &a), ("d/c", &pattern(3, 2 * MIB))]))).serve(&server, "v3");
     for (kit, fetch) in [(&same, 0), (&more, server.len_of(&more.layers[0]).expect("a layer"))] {
-        assert_eq!(diff(&Kitfs::new(), &[&first.reference, &kit.reference])["fetch"], fetch);
-        let node = Kitfs::new();
-        node.ok(&["pull", &first.reference]);
-        server.reset_counters();
-        node.ok(&["pull", &kit.reference]);
-        assert_eq!(server.bytes_for(kit.layers[0]), fetch);
+        assert_fetches(&server, [&first, kit], fetch);
     }
 }
 
@@ -142,12 +147,7 @@ fn a_pinned_index_proves_no_layer_to_a_kit_that_does_not_name_it() {
     let plain = KitBuilder::new().tar("datasets", "d", layer.clone()).serve(&server, "plain");
     let indexed = KitBuilder::new().indexed().tar("datasets", "d", layer.clone()).serve(&server, "indexed");
     for (has, wants, fetch) in [(&plain, &indexed, 0), (&indexed, &plain, layer.len() as u64)] {
-        assert_eq!(diff(&Kitfs::new(), &[&has.reference, &wants.reference])["fetch"], fetch);
-        let node = Kitfs::new();
-        node.ok(&["pull", &has.reference]);
-        server.reset_counters();
-        node.ok(&["pull", &wants.reference]);
-        assert_eq!(server.bytes_for(wants.layers[0]), fetch);
+        assert_fetches(&server, [has, wants], fetch);
     }
 }
 

@@ -128,7 +128,7 @@ impl Fs {
     }
 
     /// Ends what [`Fs::open`] began.
-    pub async fn release(&self, ino: Ino, _handle: u64) {
+    pub async fn release(&self, ino: Ino) {
         let Ok((_, _, Origin::Layer { layer: at, entry })) = self.node(ino) else { return };
         if let Some(content) = self.at_hand.released((at, entry)) {
             self.kit.layers[at as usize].let_go(entry as usize, content).await;

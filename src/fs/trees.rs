@@ -447,9 +447,9 @@ impl Trees {
     }
 
     /// Ends what [`Trees::open`] began.
-    pub async fn close(&self, ino: Ino, handle: u64) {
+    pub async fn close(&self, ino: Ino) {
         if let Ok(node) = self.node(ino) {
-            node.live.fs.release(node.ino, handle).await;
+            node.live.fs.release(node.ino).await;
             self.release(&node.live, 1);
         }
     }

@@ -144,7 +144,7 @@ impl fuser::Filesystem for Adapter {
         &self,
         _: &Request,
         node: INodeNo,
-        handle: FileHandle,
+        _: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
@@ -155,7 +155,7 @@ impl fuser::Filesystem for Adapter {
             reply.ok();
             self.files.release(node);
             // Closing may wait for the disk.
-            drop(self.runtime.spawn(async move { fs.close(ino(node), handle.0).await }));
+            drop(self.runtime.spawn(async move { fs.close(ino(node)).await }));
         });
     }
 
