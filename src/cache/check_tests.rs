@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::cache::testing::{CHUNK, chunk, list_of};
 use crate::cache::{KitRecord, Settings};
-use crate::digest::Unverified;
+use crate::digest::{StreamHasher, Unverified};
 
 fn none(_: &ObjectDigest) -> Option<ChunkList<Bytes>> {
     None
@@ -185,6 +185,38 @@ fn a_damaged_object_is_set_aside_at_a_recheck_and_served_without_one() {
     assert!(!careful.has_object(&list.object(), list.size()) && !path.exists());
     let place = cache.root().join("quarantine").join(format!("objects-{}.0", list.object()));
     assert_eq!(fs::read(place).expect("was set aside").len(), 9);
+}
+
+/// A layer is fetched again because one of its objects was found damaged; another is damaged too, and nobody has opened it
+/// yet when the new one is committed.
+#[test]
+fn a_verified_object_takes_the_name_of_one_whose_damage_nobody_has_seen_yet() {
+    let (_dir, cache) = full();
+    let careful = Cache::open_with(cache.root(), Settings { recheck: true, ..Settings::default() }).expect("opens");
+    let list = list_of(b"an object");
+    let path = cache.spread("objects", &list.object().hex());
+    flip(&path, 3);
+    let seen = fs::File::open(&path).expect("opens");
+    let mut staging = careful.stage(&Digest::of(b"again")).expect("stages").expect("free");
+    let file = staging.create().expect("creates");
+    file.write_at(&careful, b"an object", 0).expect("writes");
+    let mut hasher = StreamHasher::new();
+    hasher.update(b"an object");
+    let proof = hasher.finish(&Digest::of(b"an object")).expect("holds");
+    let sealed = staging.seal(&careful, &proof, vec![(file.number(), list.object())]);
+    sealed.commit(&careful, &Digest::of(b"again"), b"index").expect("commits");
+    assert_eq!(fs::read(&path).expect("reads"), b"an object");
+    // Who opened the damaged one before that sets nothing aside now.
+    assert!(!careful.recheck(&path, &seen, &list.object()).expect("hashes"));
+    assert!(careful.object(&list.object(), list.size()).expect("opens").is_some());
+
+    flip(&path, 3);
+    let partial = careful.partial(list.clone());
+    assert!(partial.write(&careful, &chunk(b"an object", 0)).expect("writes"), "it is complete");
+    for _ in 0..2 {
+        assert!(careful.commit(&[&partial]).is_empty());
+        assert_eq!(fs::read(&path).expect("reads"), b"an object");
+    }
 }
 
 #[test]

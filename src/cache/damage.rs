@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+use super::files::{identity, identity_of, open_existing};
+use super::objects::is_file_of;
 use super::usage::Area;
 use super::{Cache, CacheError, io_error};
 use crate::digest::Digest;
@@ -58,12 +60,29 @@ impl Cache {
         self.root.join(Area::Quarantine.dir()).join(name)
     }
 
-    /// Hashes an object that is about to be opened, and sets it aside if it is not what its name says.
+    /// Whether an object that lies where a verified one of `size` bytes is to get its name can stay. With
+    /// [`Settings::recheck`](super::Settings::recheck) it is hashed and set aside here, as an open would do it: an open that
+    /// does it just after this look would leave neither of the two.
+    pub(super) fn may_stay(&self, path: &Path, name: &ObjectDigest, size: u64) -> Result<bool, CacheError> {
+        if !is_file_of(path, size) {
+            return Ok(false);
+        }
+        if !self.rechecks() {
+            return Ok(true);
+        }
+        // What can't be opened serves nobody.
+        let Ok(Some(file)) = open_existing(path) else { return Ok(false) };
+        self.recheck(path, &file, name)
+    }
+
+    /// Hashes an object that is about to be opened, and sets it aside if it is not what its name says; unless another has
+    /// got its name meanwhile.
     pub(super) fn recheck(&self, path: &Path, file: &File, name: &ObjectDigest) -> Result<bool, CacheError> {
-        let found = file.metadata().and_then(|found| name_of(file, found.len(), &|_| ()));
-        match found {
-            Ok(found) if found == *name => return Ok(true),
-            Ok(found) => self.quarantine(path, &format_args!("its content is that of object {found}"))?,
+        let hashed = file.metadata().and_then(|found| Ok((identity(&found), name_of(file, found.len(), &|_| ())?)));
+        match hashed {
+            Ok((_, found)) if found == *name => return Ok(true),
+            Ok((file, _)) if identity_of(path) != Some(file) => {}
+            Ok((_, found)) => self.quarantine(path, &format_args!("its content is that of object {found}"))?,
             // The disk, not the system: a descriptor that is open can be read.
             Err(error) => self.quarantine(path, &format_args!("it can't be read: {error}"))?,
         }

@@ -21,9 +21,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, fcntl_getfl, flock};
 
-use super::files::{Claim, identity, is_link, lock_named, make_dir, on_disk, open_existing, rename_over, write_at};
+use super::files::{
+    Claim, identity, identity_of, is_link, lock_named, make_dir, on_disk, open_existing, rename_over, write_at,
+};
 use super::map::contents;
-use super::objects::{CachedRange, Object, is_file_of, touch};
+use super::objects::{CachedRange, Object, touch};
 use super::{Cache, CacheError, io_error};
 use crate::digest::Unverified;
 use crate::object::{ChunkList, ObjectDigest, VerifiedChunk};
@@ -384,7 +386,9 @@ impl Cache {
         match link(file, target) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if !is_file_of(target, partial.list.size()) {
+                // Who was told to do it a second time finds the file itself.
+                let is_it = file.metadata().is_ok_and(|found| identity_of(target) == Some(identity(&found)));
+                if !is_it && !self.may_stay(target, &partial.list.object(), partial.list.size())? {
                     let spare = partial.path.with_extension(format!("{}.new", std::process::id()));
                     // A killed process of the same number may have left one.
                     let _ = fs::remove_file(&spare);

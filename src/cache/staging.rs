@@ -20,7 +20,6 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::{FlockOperation, OFlags, RenameFlags};
 
 use super::files::{lock_named, make_dir, new_file, open_file, rename_over, write_at};
-use super::objects::is_file_of;
 use super::resume::{self, Beside, Kept, Left, Reached};
 use super::room::Room;
 use super::{Cache, CacheError, Removed, io_error};
@@ -410,7 +409,7 @@ impl Sealed {
                 Err(rustix::io::Errno::EXIST) => {
                     // From another layer or process, and then the staged copy goes with its directory; or damaged.
                     let size = fs::symlink_metadata(path).map_err(io_error("stat", path))?.len();
-                    if !is_file_of(&target, size) {
+                    if !cache.may_stay(&target, name, size)? {
                         rename_over(path, &target).map_err(io_error("rename", path))?;
                     }
                 }
