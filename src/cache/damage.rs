@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::files::{identity, identity_of, open_existing};
-use super::objects::is_file_of;
+use super::files::{identity, identity_of, is_file_of, open_existing};
 use super::usage::Area;
 use super::{Cache, CacheError, io_error};
 use crate::digest::Digest;

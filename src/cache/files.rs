@@ -304,6 +304,11 @@ pub(super) fn on_disk(found: &fs::Metadata) -> u64 {
     found.blocks() * BLOCK
 }
 
+/// Whether a path is a regular file of this size. Any other there is damage.
+pub(super) fn is_file_of(path: &Path, size: u64) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == size)
+}
+
 /// Which file it is, whatever its name.
 pub(super) type Identity = (u64, u64);
 

@@ -21,10 +21,10 @@ use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 
 use super::damage::name_of;
-use super::files::{identity, open_existing};
+use super::files::{identity, is_file_of, open_existing};
 use super::format::{self, Format};
 use super::map::contents;
-use super::objects::{Object, is_file_of, open_patiently};
+use super::objects::{Object, open_patiently};
 use super::partial::chunk_in;
 use super::small::{LastKnown, index_body};
 use super::{CacheError, io_error, spread};

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock};
 
 use super::damage::name_of;
-use super::files::open_existing;
+use super::files::{is_file_of, open_existing};
 use super::{Cache, CacheError, io_error};
 use crate::digest::Unverified;
 use crate::object::ObjectDigest;
@@ -253,9 +253,4 @@ pub(super) fn open_patiently(path: &Path) -> io::Result<Option<File>> {
 fn is_exhausted(error: &io::Error) -> bool {
     let [process, system] = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(|errno| errno.raw_os_error());
     error.raw_os_error().is_some_and(|found| found == process || found == system)
-}
-
-/// Whether a path is a regular file of this size. Any other there is damage.
-pub(super) fn is_file_of(path: &Path, size: u64) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == size)
 }
