@@ -25,7 +25,7 @@ pub const MAX_REFERENCE: usize = 4096;
 /// The longest repository that registries accept, as the OCI distribution specification says.
 const MAX_REPOSITORY: usize = 255;
 /// The longest tag of OCI's grammar.
-const MAX_TAG: usize = 128;
+pub const MAX_TAG: usize = 128;
 /// Errors quote this much of a text; the rest helps nobody.
 const MAX_QUOTED: usize = 200;
 

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use crate::cli::Failure;
 use crate::publish::moves::{Release, Wanted};
-use crate::reference::{DEFAULT_TAG, Location, Reference, is_tag};
+use crate::reference::{DEFAULT_TAG, Location, MAX_TAG, Reference, is_tag};
 
 /// A TARGET: tags, and the repository that they are in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,13 @@ impl FromStr for Target {
         }
         let parse = |text: &str| text.parse::<Reference>().map_err(|error| error.to_string());
         let mut reference = parse(rest)?;
+        // A word alone was meant as a tag, even where it could be a name in kit's storage.
+        if reference.tag_was_omitted() && !rest.contains('/') && matches!(reference.location, Location::Local { .. }) {
+            return Err(format!(
+                "{rest:?} is not a tag: expected at most {MAX_TAG} letters, digits, `.`, `_` and `-`; \
+                 a name in kit's storage is a TARGET with its tag, as in name:tag"
+            ));
+        }
         if reference.tag.is_none() && !tags.is_empty() {
             (reference, tags) = (parse(text)?, Vec::new());
         }
@@ -157,6 +164,7 @@ mod tests {
             ("", "it is empty"),
             ("a,", "is not a reference"),
             (",a", "it is empty"),
+            (&"a".repeat(129), "is not a tag: expected at most 128"),
             ("r.io/a,b", "is not a reference"),
             ("r.io/a:v1,r.io/b:v1", "is not a reference"),
             (&format!("r.io/a@{}", crate::digest::Digest::of(b"")), "has a digest"),
