@@ -5,7 +5,8 @@
 //! ```text
 //! main          arguments, logging, exit code
 //! cli           one file a command
-//! mount         wiring, daemon, signals, control socket
+//! serving       a mount that changes from kit to kit: switches, a tag that is followed, what it answers
+//! mount         mount points, daemon, signals, control socket
 //! fuse          the adapter: fuser ↔ fs; the only module that knows fuser
 //! fs            lookup, getattr, readdir, open, read
 //! publish       a kit with indexes: derived, named in its manifest or beside it, written where it can be found
@@ -45,6 +46,7 @@ pub mod path;
 pub mod publish;
 pub mod reference;
 pub mod report;
+pub mod serving;
 pub mod source;
 pub mod tagging;
 pub mod tree;

@@ -15,6 +15,7 @@ use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 const LAYERS: &[&[&str]] = &[
     &["main", "lib"],
     &["cli"],
+    &["serving"],
     &["mount"],
     &["fuse"],
     &["fs", "publish"],

@@ -9,7 +9,7 @@ use super::ls::{self, Row};
 use super::options::{JsonArgs, ProgressArgs};
 use super::output::{self, Output, printable};
 use super::progress::Progress;
-use super::{Failure, served, walk};
+use super::{Failure, walk};
 use crate::fetch::{Context, FetchError, Kit, LayerFetch, Probed, Resolved};
 use crate::fs::{Fs, Ino, NodeKind, Ownership};
 use crate::path::TreePath;
@@ -61,7 +61,7 @@ pub(super) async fn run(
             "bytes": fs.kit().size(),
             "entries": rows.iter().map(Row::json).collect::<Vec<_>>(),
             "layers": layers,
-            "last_known": served::last_known(resolved.last_known.as_ref()),
+            "last_known": resolved.last_known,
             "notes": resolved.notes,
             "warnings": warnings,
         }))?;

@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use super::Failure;
 use super::options::JsonArgs;
 use super::output::{self, Output, printable};
-use super::serve::parse_label;
 use crate::digest::Digest;
 use crate::history::served::{self, Span, Until};
 use crate::history::{Event, History, Outcome, Period};
@@ -317,4 +316,10 @@ fn parse_since(text: &str) -> Result<Since, String> {
     }
     let period = Period::parse(text).map_err(|error| format!("{error}; nor a duration, as in 7d"))?;
     Ok(Since::Time(period.first))
+}
+
+/// `k=v`, for `--label`.
+pub(super) fn parse_label(text: &str) -> Result<(String, String), String> {
+    let found = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    found.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "expected KEY=VALUE".to_owned())
 }

@@ -11,7 +11,7 @@ use super::kits::{self, KitArgs};
 use super::options::{JsonArgs, LookVerifyArgs, ProgressArgs};
 use super::output::{self, Output, printable};
 use super::progress::Progress;
-use super::{Failure, ls, served, tags, walk};
+use super::{Failure, ls, tags, walk};
 use crate::archive::index::annotations::{DIGEST, HEAD, SIZE};
 use crate::digest::Digest;
 use crate::fetch::tags::Repository;
@@ -136,7 +136,7 @@ impl Inspect {
                 "digest": resolved.digest,
                 "index": shown.json(tags),
                 "tags": tags,
-                "last_known": served::last_known(resolved.last_known.as_ref()),
+                "last_known": resolved.last_known,
                 "notes": resolved.notes,
             }))?;
         } else {
@@ -281,8 +281,8 @@ fn header(resolved: &Resolved) -> Value {
         },
         "package": { "name": said("name"), "version": said("version"), "description": said("description") },
         "annotations": resolved.document.annotations,
-        "kits": served::kits(resolved),
-        "last_known": served::last_known(resolved.last_known.as_ref()),
+        "kits": resolved.origins,
+        "last_known": resolved.last_known,
         "notes": resolved.notes,
         "warnings": resolved.plan.warnings,
     })

@@ -13,8 +13,7 @@ use crate::fs::{Fs, Ownership};
 use crate::modelkit::filter::Filters;
 use crate::path::TreePath;
 use crate::reference::{Location, Reference};
-use crate::report::chain;
-use crate::source::{self, SourceError, Target};
+use crate::source::{self, Target};
 use crate::tree::Tree;
 
 /// A command ends when its user ends it; until then it may wait for names as long as there is progress. Ten years.
@@ -79,7 +78,7 @@ impl KitArgs {
     }
 
     /// What is asked for. A filter that kit refuses is wrong use.
-    fn request(&self, reference: &Reference) -> Result<Request, Failure> {
+    pub(super) fn request(&self, reference: &Reference) -> Result<Request, Failure> {
         let filters = Filters::parse(&self.selection.filter).map_err(Failure::usage)?;
         let mut request = Request { filters, ..Request::new(reference.clone()) };
         self.selection.choice.apply(&mut request);
@@ -199,20 +198,7 @@ pub(super) fn look(kit: Kit, context: Context, tree: Tree) -> Arc<Fs> {
     Arc::new(Fs::new(kit, context, tree, ownership))
 }
 
-/// Why a reference leads nowhere. A bare name that kit does not know was often meant for Docker Hub.
+/// Why a reference leads nowhere.
 pub(super) fn not_resolved(reference: &Reference, access: &Access, error: &FetchError) -> Failure {
-    let unknown = match error.root() {
-        FetchError::Source { cause: SourceError::NotFound { what, .. }, .. } => what.starts_with("repository"),
-        _ => false,
-    };
-    if unknown && matches!(reference.location, Location::Local { .. }) {
-        let home = access.kit_home.display();
-        return Failure::failed(format!(
-            "{reference} is not in kit's storage; for Docker Hub write docker.io/{reference} (kit's home is {home})"
-        ));
-    }
-    let is_distrusted = matches!(error.root(), FetchError::Source { cause: SourceError::Untrusted { .. }, .. })
-        && !access.require_fresh;
-    let remedy = if is_distrusted { "; --offline takes what is in the cache instead" } else { "" };
-    Failure::failed(format!("{}{remedy}", chain(error)))
+    Failure::failed(access.why_not(reference, error))
 }

@@ -7,7 +7,7 @@ use super::kits::{self, KitArgs};
 use super::options::{JsonArgs, LookVerifyArgs, ProgressArgs};
 use super::output::{self, Output};
 use super::progress::Progress;
-use super::{Failure, served, walk};
+use super::{Failure, walk};
 use crate::fetch::Tier;
 use crate::fs::{Attr, Fs, NodeKind};
 use crate::path::TreePath;
@@ -91,7 +91,7 @@ impl Ls {
                 "reference": resolved.reference.to_string(),
                 "digest": resolved.digest,
                 "verified": verified,
-                "last_known": served::last_known(resolved.last_known.as_ref()),
+                "last_known": resolved.last_known,
                 "notes": resolved.notes,
                 "entries": sections.iter().flat_map(|section| &section.rows).map(Row::json).collect::<Vec<_>>(),
             }))?;

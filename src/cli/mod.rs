@@ -1,7 +1,7 @@
 //! The command line: one file a command.
 //!
 //! - `mount`, `unmount`, `status`, `switch`, `rollback`, `ls`, `cat`, `inspect`, `resolve`, `pull`, `tags`, `tag`,
-//!   `diff`, `history`, `index`, `verify`, `cache`: the commands; `serve`: a mount that serves; `served`: what it tells;
+//!   `diff`, `history`, `index`, `verify`, `cache`: the commands; `served`: what a mount tells, for people;
 //!   `image_index`: what `inspect` tells of one; [`policy`]: what may be mounted and pulled.
 //! - [`options`] and [`log`]: groups of flags that commands share; [`config`]: where their defaults come from.
 //! - [`kits`]: from a reference to an opened kit; [`walk`]: paths in it; [`progress`]: what is being fetched.
@@ -31,7 +31,6 @@ mod progress;
 mod pull;
 mod resolve;
 mod rollback;
-mod serve;
 mod served;
 mod status;
 mod switch;

@@ -14,18 +14,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use super::config::absolute;
-use super::history::HistoryArgs;
+use super::history::{HistoryArgs, parse_label};
 use super::kits::{self, KitArgs};
 use super::options::{JsonArgs, MountVerifyArgs, ProgressArgs};
 use super::policy::PolicyArgs;
 use super::progress::{Steps, Waiting};
-use super::serve::answer::answer;
-use super::serve::follow::{self, Follow, Pace};
-use super::serve::{Opened, Opener, Purpose, Serving, parse_label};
-use super::served::Served;
 use super::ways::WaysArgs;
-use super::{Failure, dry_run, status};
+use super::{Failure, dry_run, served, status};
 use crate::cache::Cache;
+use crate::fetch::{Access, Request};
 use crate::fs::prefetch::{Report, State};
 use crate::fs::trees::Trees;
 use crate::fs::{Fs, Ownership, Selection};
@@ -33,6 +30,10 @@ use crate::mount::daemon::{self, Reporter};
 use crate::mount::{self, Left, MountPoint, StateDir};
 use crate::reference::{Location, Reference};
 use crate::report::chain;
+use crate::serving::answer::answer;
+use crate::serving::follow::{self, Follow, Pace};
+use crate::serving::served::Served;
+use crate::serving::{Opened, Opener, Purpose, Serving};
 use crate::{source, units};
 
 /// Mounts a kit on a directory; without REF lists the mounts
@@ -206,7 +207,7 @@ impl Mount {
         let ready = daemon::launch(std::env::args_os().skip(1), &log, show).await;
         drop((steps, waiting));
         let served: Served = serde_json::from_value(ready?)?;
-        served.print(self.json.json)?;
+        served::print(&served, self.json.json)?;
         match served.prefetch {
             Some(Report { state: State::Failed, why, .. }) if self.wait => Err(Failure::failed(format!(
                 "not all was prefetched: {}; the mount stays, and `kitfs status` tells more",
@@ -249,7 +250,7 @@ impl Mount {
         let ready = |served: &Served| {
             is_ready.notify_one();
             // The mount is of use even where nobody reads what it says.
-            if let Err(failure) = served.print(as_json) {
+            if let Err(failure) = served::print(served, as_json) {
                 tracing::warn!("{}", failure.message());
             }
         };
@@ -282,7 +283,9 @@ impl Mount {
         let state = StateDir::from_env()?;
         let dir = self.dir.clone().map_or_else(|| default_dir(reference), Ok)?;
         let point = MountPoint::prepare(&dir, &state)?;
-        let follow = self.follow.follow(reference, &self.kit)?;
+        let access = self.kit.fetch.access(&self.kit.connection)?;
+        let follow = self.follow.follow(reference, &access, self.kit.fetch.meta_timeout())?;
+        let request = Request { policy: self.policy.policy(), ..self.kit.request(reference)? };
         let context = self.kit.fetch.context(&self.kit.connection, self.verify.verify())?;
         let ownership = self.access.ownership();
         let purpose = Purpose {
@@ -294,9 +297,10 @@ impl Mount {
             offline: self.kit.connection.is_offline(),
             history: self.history.history(&state),
         };
-        let opener = Opener { kit: self.kit, policy: self.policy.policy(), context, ownership };
+        let opener = Opener { request, access, context, ownership };
         let opened = opener.open(reference, |named| step(Step::Named(named))).await;
-        let Opened { fs, warnings, .. } = opened.inspect_err(|failure| purpose.note_failure(reference, failure))?;
+        let Opened { fs, warnings, .. } =
+            opened.inspect_err(|error| purpose.note_failure(reference, &error.to_string()))?;
         step(Step::Named("mounting"));
         let cache = opener.context.cache.clone();
         let options = mount::Options {
@@ -341,7 +345,7 @@ impl Mount {
         };
         serving.left().await;
         yielding.abort();
-        let left = left.map_err(Failure::from).inspect_err(|failure| serving.failed(failure))?;
+        let left = left.map_err(Failure::from).inspect_err(|failure| serving.failed(&failure.message()))?;
         keep_limit(cache).await;
         match left {
             Left::Unmounted | Left::Signal => tracing::info!("left"),
@@ -354,7 +358,7 @@ impl Mount {
 
 impl FollowArgs {
     /// The tag that is to be followed, if one is.
-    fn follow(&self, reference: &Reference, kit: &KitArgs) -> Result<Option<Follow>, Failure> {
+    fn follow(&self, reference: &Reference, access: &Access, patience: Duration) -> Result<Option<Follow>, Failure> {
         if !self.follow {
             return Ok(None);
         }
@@ -366,11 +370,10 @@ impl FollowArgs {
         if self.interval.is_zero() {
             return Err(Failure::usage("--interval: expected more than no time at all"));
         }
-        let access = kit.fetch.access(&kit.connection)?;
         let source = source::open(&reference.location, &access.connection, &access.kit_home);
         let source = source.map_err(|error| Failure::failed(chain(&error)))?;
         let pace = Pace { interval: self.interval, settle: self.settle, settle_max: self.settle_max };
-        Ok(Some(Follow::new(reference.clone(), source, pace, kit.fetch.meta_timeout())))
+        Ok(Some(Follow::new(reference.clone(), source, pace, patience)))
     }
 }
 

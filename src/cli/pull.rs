@@ -6,12 +6,12 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::Failure;
 use super::kits::KitArgs;
 use super::options::{JsonArgs, ProgressArgs};
 use super::output::{Output, printable, say};
 use super::policy::PolicyArgs;
 use super::progress::Progress;
-use super::{Failure, served};
 use crate::fetch::pull::{self, Pulled};
 use crate::fetch::{FetchError, Kit, LayerFetch, Verify};
 use crate::reference::Reference;
@@ -144,7 +144,7 @@ impl Done {
             "bytes": self.kit.size(),
             "fetched": self.fetched(),
             "kept": self.kept,
-            "last_known": served::last_known(self.kit.resolved.last_known.as_ref()),
+            "last_known": self.kit.resolved.last_known,
             "notes": self.kit.resolved.notes,
             "seconds": self.took.as_secs_f64(),
         })

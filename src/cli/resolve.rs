@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::options::{CacheArgs, ConnectionArgs, JsonArgs, NameArgs};
 use super::output::{self, Output};
-use super::{Failure, kits, served};
+use super::{Failure, kits};
 use crate::fetch::{Context, Limits, Verify};
 use crate::reference::Reference;
 
@@ -53,7 +53,7 @@ impl Resolve {
                 "repository": repository,
                 "tag": (self.reference.tag.is_some() || self.reference.digest.is_none()).then(|| self.reference.tag()),
                 "digest": resolved.digest,
-                "last_known": served::last_known(resolved.last_known.as_ref()),
+                "last_known": resolved.last_known,
                 "notes": resolved.notes,
             }))?;
         } else {

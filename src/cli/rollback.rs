@@ -7,12 +7,12 @@ use clap::Args;
 use super::Failure;
 use super::options::{JsonArgs, ProgressArgs};
 use super::output;
-use super::serve::answer::Request;
 use super::switch;
 use crate::digest::Digest;
 use crate::history::{Action, Event, History, Outcome};
 use crate::mount::StateDir;
 use crate::reference::Reference;
+use crate::serving::answer::Request;
 
 /// Has a mount serve an earlier kit again
 #[derive(Debug, Args)]

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use super::options::JsonArgs;
 use super::output::{self, Output, printable};
-use super::serve::answer::{self, Request};
 use super::{Failure, served, ways};
 use crate::mount::control::{self, ControlError};
 use crate::mount::{Condition, Mount, MountError, StateDir};
 use crate::report::chain;
+use crate::serving::answer::{self, Request};
 use crate::units::{format_duration, format_size};
 
 /// How long a daemon may take to count its layers: it looks for each of their files on the disk.

@@ -11,12 +11,12 @@ use super::config::absolute;
 use super::options::{JsonArgs, ProgressArgs};
 use super::output::{self, Output};
 use super::progress::Waiting;
-use super::serve::answer::Request;
 use crate::history::Action;
 use crate::history::Event;
 use crate::mount::{self, Condition, Mount, MountError, StateDir, control};
 use crate::reference::{Location, Reference};
 use crate::report::chain;
+use crate::serving::answer::Request;
 
 /// A switch takes as long as its kit takes to come; the daemon's own deadlines end it. Ten years.
 const PATIENCE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);

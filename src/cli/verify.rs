@@ -8,11 +8,11 @@ use clap::Args;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
+use super::Failure;
 use super::kits::KitArgs;
 use super::options::{JsonArgs, ProgressArgs};
 use super::output::{Output, printable};
 use super::progress::Progress;
-use super::{Failure, served};
 use crate::archive::index::Index;
 use crate::archive::index::annotations::{HEAD, Pin};
 use crate::archive::index::diff::{self, Difference};
@@ -126,7 +126,7 @@ impl Verify {
                 "repository": self.reference.location.name(),
                 "digest": kit.resolved.digest,
                 "ok": wrong == 0,
-                "last_known": served::last_known(kit.resolved.last_known.as_ref()),
+                "last_known": kit.resolved.last_known,
                 "notes": kit.resolved.notes,
                 "layers": findings.iter().map(as_json).collect::<Vec<_>>(),
             }))?;

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
+use serde::Serialize;
 use tokio::task::JoinHandle;
 
 use super::transfer::{ATTEMPTS, attempted};
@@ -29,13 +30,14 @@ const WAIT: Duration = Duration::from_secs(5);
 const LAST_WAIT: Duration = Duration::from_secs(10);
 
 /// One kit of a chain: the repository it came from and where to ask for its blobs, best first.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Origin {
     /// `registry/repo`, `oci:DIR` or a bare name.
     pub repository: String,
     /// The manifest's digest.
     pub digest: Digest,
     /// kit's storage first, where it may hold the blobs already.
+    #[serde(skip)]
     pub sources: Vec<Arc<dyn Source>>,
 }
 

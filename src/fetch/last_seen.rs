@@ -3,15 +3,19 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use serde::{Serialize, Serializer};
+
 use super::FetchError;
 use crate::units::{format_duration, timestamp};
 
 /// That a tag's digest is not what the registry says now, but what stood in for that.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LastSeen {
     /// When the registry said so, in seconds since the epoch; not known of what kit's storage holds.
+    #[serde(serialize_with = "as_timestamp")]
     pub seen: Option<u64>,
     /// How long that was ago when the tag was followed; not known either where this machine's clock says it was not yet.
+    #[serde(rename = "age_seconds", serialize_with = "as_seconds")]
     pub age: Option<Duration>,
     /// Why the registry was not asked.
     pub why: Why,
@@ -26,6 +30,25 @@ pub enum Why {
     Unreachable,
     /// It is not to be asked.
     Offline,
+}
+
+impl Serialize for Why {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// For people and machines alike, as all times in JSON are.
+fn as_timestamp<S: Serializer>(seen: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    seen.map(at).serialize(serializer)
+}
+
+fn as_seconds<S: Serializer>(age: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    age.map(|age| age.as_secs()).serialize(serializer)
+}
+
+fn at(seen: u64) -> String {
+    timestamp(i64::try_from(seen).unwrap_or(i64::MAX))
 }
 
 impl fmt::Display for Why {
@@ -57,7 +80,6 @@ impl LastSeen {
 
     /// The digest in words, without itself.
     pub(super) fn digest(&self) -> String {
-        let at = |seen: u64| timestamp(i64::try_from(seen).unwrap_or(i64::MAX));
         match (self.seen, self.age) {
             (Some(seen), Some(age)) => {
                 // The clock of the note ticks in seconds.

@@ -19,7 +19,7 @@ use crate::modelkit::plan::{Chain, plan};
 use crate::modelkit::{KitfileSource, Plan};
 use crate::reference::{Location, Reference};
 use crate::report::chain;
-use crate::source::{self, BlobId, Connection, KitStorage, Source};
+use crate::source::{self, BlobId, Connection, KitStorage, Source, SourceError};
 
 /// What the user asks for.
 #[derive(Debug, Clone)]
@@ -64,6 +64,26 @@ pub struct Access {
     pub kit_home: PathBuf,
     /// Whether what a tag was when it was last seen is not enough.
     pub require_fresh: bool,
+}
+
+impl Access {
+    /// Why a reference leads nowhere, and what helps. A bare name that kit does not know was often meant for Docker Hub.
+    pub fn why_not(&self, reference: &Reference, error: &FetchError) -> String {
+        let unknown = match error.root() {
+            FetchError::Source { cause: SourceError::NotFound { what, .. }, .. } => what.starts_with("repository"),
+            _ => false,
+        };
+        if unknown && matches!(reference.location, Location::Local { .. }) {
+            let home = self.kit_home.display();
+            return format!(
+                "{reference} is not in kit's storage; for Docker Hub write docker.io/{reference} (kit's home is {home})"
+            );
+        }
+        let is_distrusted = matches!(error.root(), FetchError::Source { cause: SourceError::Untrusted { .. }, .. })
+            && !self.require_fresh;
+        let remedy = if is_distrusted { "; --offline takes what is in the cache instead" } else { "" };
+        format!("{}{remedy}", chain(error))
+    }
 }
 
 /// A reference that was followed to the end.

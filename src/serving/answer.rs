@@ -7,20 +7,20 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Asked, Serving};
-use crate::cli::served;
+use super::{Asked, Serving, served};
+use crate::digest::Digest;
 use crate::history::Action;
 use crate::reference::Reference;
 use crate::report::chain;
 use crate::source;
 
 /// How long asking for a tag may take for `status`.
-pub(in crate::cli) const CHECK: Duration = Duration::from_secs(20);
+pub const CHECK: Duration = Duration::from_secs(20);
 
 /// What can be asked.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "cmd", rename_all = "lowercase")]
-pub(in crate::cli) enum Request {
+pub enum Request {
     /// How the mount is.
     Status {
         /// Whether to ask where the tag points now.
@@ -48,7 +48,7 @@ pub(in crate::cli) enum Request {
 }
 
 /// Answers a request.
-pub(in crate::cli) fn answer(serving: Arc<Serving>, request: Value) -> BoxFuture<'static, Value> {
+pub fn answer(serving: Arc<Serving>, request: Value) -> BoxFuture<'static, Value> {
     Box::pin(async move { answered(&serving, request).await })
 }
 
@@ -68,7 +68,7 @@ async fn answered(serving: &Arc<Serving>, request: Value) -> Value {
             let action = if is_rollback { Action::Rollback } else { Action::Switch };
             let asked = Asked { reference, typed: None, action, prefetch, user: Some(user) };
             let switched = serving.switch(asked).await;
-            switched.unwrap_or_else(|failure| json!({ "error": failure.message() }))
+            switched.unwrap_or_else(|failure| json!({ "error": failure.to_string() }))
         }
         Ok(Request::Follow) => match &serving.follow {
             Some(follow) => {
@@ -105,15 +105,14 @@ async fn status(serving: &Arc<Serving>, check: bool) -> Value {
 }
 
 /// Where the tag points now that the mount was asked for by.
-async fn tag(serving: &Serving, reference: &Reference, top: crate::digest::Digest) -> Value {
+async fn tag(serving: &Serving, reference: &Reference, top: Digest) -> Value {
     // What was chosen by digest since, as by a rollback, leaves the tag that the mount was made for.
     let reference = if reference.digest.is_some() { &serving.purpose.reference } else { reference };
     if reference.digest.is_some() {
         return json!({ "error": "it was asked for by digest, which never moves" });
     }
     let asked = async {
-        let access =
-            serving.opener.kit.fetch.access(&serving.opener.kit.connection).map_err(|error| error.message())?;
+        let access = &serving.opener.access;
         let source = source::open(&reference.location, &access.connection, &access.kit_home);
         source.map_err(|error| chain(&error))?.resolve(reference.tag()).await.map_err(|error| chain(&error))
     };

@@ -3,14 +3,17 @@
 //! - [`Opener`]: from a reference to a tree that can be served, by the flags of the mount.
 //! - [`Serving`]: the mount. A switch opens the new kit first, completes it where that is asked for, and only then changes
 //!   over; so whatever fails leaves the mount as it is.
-//! - [`follow`]: a tag that is watched. [`answer`]: requests on the control socket. [`hook`]: the command after a switch.
+//! - [`follow`]: a tag that is watched. [`answer`]: requests on the control socket; [`served`]: what a mount tells of itself.
+//!   [`hook`]: the command after a switch.
 //!
 //! Locks: `step`, one switch at a time, over all of it: also while the new kit is opened, as the next one begins where this one
 //! ends. `now` and `coming`, for a look or a note.
 
-pub(super) mod answer;
-pub(super) mod follow;
+pub mod answer;
+pub mod follow;
 mod hook;
+mod opener;
+pub mod served;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,90 +23,71 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
-use super::Failure;
-use super::kits::KitArgs;
-use super::served::Served;
 use crate::digest::Digest;
-use crate::fetch::kit::Probed;
-use crate::fetch::{Context, Kit, Policy, Resolved};
+use crate::fetch::{FetchError, Resolved};
 use crate::fs::prefetch::{Background, Prefetch, State};
 use crate::fs::trees::{TIDY, Trees};
-use crate::fs::{Fs, Ownership, Selection};
+use crate::fs::{Fs, Selection};
 use crate::history::{Action, Event, History, Outcome};
 use crate::modelkit;
 use crate::mount::{Record, StateDir};
 use crate::reference::Reference;
+use crate::report::chain;
 use follow::Follow;
+pub use opener::{Opened, Opener};
+use served::Served;
 
 /// How long leaving waits for a switch that is under way: changing over takes milliseconds, and opening a kit is given up.
 const LEAVING: Duration = Duration::from_secs(1);
 
-/// How kits are opened for a mount.
-#[derive(Debug)]
-pub(super) struct Opener {
-    pub(super) kit: KitArgs,
-    /// What the mount may serve, now and after each switch.
-    pub(super) policy: Policy,
-    pub(super) context: Context,
-    pub(super) ownership: Ownership,
-}
+/// Why a kit is not served, in words: for the log, the history and whoever asked for it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotServed(String);
 
-/// A kit that can be served.
-#[derive(Debug)]
-pub(super) struct Opened {
-    pub(super) fs: Fs,
-    pub(super) warnings: Vec<String>,
-    /// Why a layer could not be asked what it holds.
-    unasked: Option<String>,
-}
-
-impl Opener {
-    /// Follows a reference and asks the kit's layers what they hold.
-    pub(super) async fn open(&self, reference: &Reference, step: impl Fn(&str)) -> Result<Opened, Failure> {
-        step(&format!("resolving {reference}"));
-        let resolved = self.kit.resolve_in(&self.context, reference, true, self.policy.clone()).await?;
-        let kit = Kit::open(&self.context, resolved);
-        step(&format!("reading the beginning of {} layers", kit.layers.len()));
-        let mut tree = kit.skeleton();
-        let Probed { warnings, unasked, .. } = kit.probe(&self.context, &mut tree).await?;
-        for warning in kit.resolved.plan.warnings.iter().chain(&warnings) {
-            tracing::warn!("{warning}");
-        }
-        Ok(Opened { fs: Fs::new(kit, self.context.clone(), tree, self.ownership), warnings, unasked })
+impl From<FetchError> for NotServed {
+    fn from(error: FetchError) -> Self {
+        Self(chain(&error))
     }
 }
 
 /// What a mount is for, apart from its kit.
 #[derive(Debug)]
-pub(super) struct Purpose {
-    pub(super) dir: PathBuf,
+pub struct Purpose {
+    /// The directory.
+    pub dir: PathBuf,
     /// What it was mounted as.
-    pub(super) reference: Reference,
-    pub(super) labels: BTreeMap<String, String>,
-    pub(super) selection: Selection,
-    pub(super) on_switch: Option<String>,
-    pub(super) offline: bool,
-    pub(super) history: History,
+    pub reference: Reference,
+    /// What its events are labelled with.
+    pub labels: BTreeMap<String, String>,
+    /// What is fetched before it is asked for.
+    pub selection: Selection,
+    /// A command that runs after a switch.
+    pub on_switch: Option<String>,
+    /// Whether registries are not to be asked.
+    pub offline: bool,
+    /// Where its events are written down.
+    pub history: History,
 }
 
 impl Purpose {
     /// Writes down that a kit was not mounted, and why. Blocks for a moment, when nothing else is to be done.
-    pub(super) fn note_failure(&self, reference: &Reference, failure: &Failure) {
+    pub fn note_failure(&self, reference: &Reference, why: &str) {
         let event = Event {
-            outcome: Outcome::Failed(failure.message()),
+            outcome: Outcome::Failed(why.to_owned()),
             mount_point: Some(self.dir.clone()),
             labels: self.labels.clone(),
             ..Event::now(Action::Mount, reference.to_string())
         };
         if let Err(error) = self.history.append(&event) {
-            tracing::error!("{}", crate::report::chain(&error));
+            tracing::error!("{}", chain(&error));
         }
     }
 }
 
 /// A mount that serves.
 #[derive(Debug)]
-pub(super) struct Serving {
+pub struct Serving {
     opener: Opener,
     purpose: Purpose,
     state: StateDir,
@@ -133,16 +117,16 @@ struct Now {
 
 /// Another kit that is to be served.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
+struct Asked {
     /// Which.
-    pub(super) reference: Reference,
+    reference: Reference,
     /// As it was typed, where that is another one.
-    pub(super) typed: Option<Reference>,
-    pub(super) action: Action,
+    typed: Option<Reference>,
+    action: Action,
     /// Whether all of it must be here first.
-    pub(super) prefetch: bool,
+    prefetch: bool,
     /// Who wants it, by hand; `None` where it is the tag that is followed.
-    pub(super) user: Option<String>,
+    user: Option<String>,
 }
 
 /// A kit that can be changed over to.
@@ -158,7 +142,8 @@ fn top(resolved: &Resolved) -> Digest {
 }
 
 impl Serving {
-    pub(super) fn new(
+    /// A mount that will serve the tree it is given, which came of a reference with warnings.
+    pub fn new(
         opener: Opener,
         purpose: Purpose,
         state: StateDir,
@@ -180,17 +165,17 @@ impl Serving {
     }
 
     /// What is served, as it was when it began to be.
-    pub(super) fn served(&self) -> Arc<Served> {
+    pub fn served(&self) -> Arc<Served> {
         self.now().served.clone()
     }
 
     /// The tree that is served.
-    pub(super) fn fs(&self) -> Arc<Fs> {
+    pub fn fs(&self) -> Arc<Fs> {
         self.now().fs.clone()
     }
 
     /// The mount is there.
-    pub(super) fn mounted(self: &Arc<Self>, record: &Record) {
+    pub fn mounted(self: &Arc<Self>, record: &Record) {
         let _ = self.record.set(record.clone());
         let background = Prefetch::start(&self.fs(), self.purpose.selection.clone());
         self.now().background = background;
@@ -200,7 +185,7 @@ impl Serving {
     }
 
     /// The mount is no more.
-    pub(super) async fn left(self: &Arc<Self>) {
+    pub async fn left(self: &Arc<Self>) {
         // A switch that is under way ends first, and the next finds that it is too late.
         let step = tokio::time::timeout(LEAVING, self.step.lock()).await;
         {
@@ -218,9 +203,9 @@ impl Serving {
     }
 
     /// The mount could not be made, or broke.
-    pub(super) fn failed(&self, failure: &Failure) {
+    pub fn failed(&self, why: &str) {
         if self.record.get().is_none() {
-            self.purpose.note_failure(&self.now().reference, failure);
+            self.purpose.note_failure(&self.now().reference, why);
         }
     }
 
@@ -251,24 +236,24 @@ impl Serving {
     /// Writes an event down. Blocks. A record that can't be written is no reason not to serve.
     fn tell(&self, event: Event) {
         if let Err(error) = self.purpose.history.append(&event) {
-            tracing::error!("{}", crate::report::chain(&error));
+            tracing::error!("{}", chain(&error));
         }
     }
 
     /// Serves another kit, once it is opened, and complete where that is asked for. Whatever fails before leaves the mount as
     /// it is. What is told is what is served then.
-    pub(super) fn switch(self: &Arc<Self>, asked: Asked) -> BoxFuture<'static, Result<Value, Failure>> {
+    fn switch(self: &Arc<Self>, asked: Asked) -> BoxFuture<'static, Result<Value, NotServed>> {
         let this = self.clone();
         Box::pin(async move { this.switch_to(asked).await })
     }
 
-    async fn switch_to(self: &Arc<Self>, asked: Asked) -> Result<Value, Failure> {
+    async fn switch_to(self: &Arc<Self>, asked: Asked) -> Result<Value, NotServed> {
         let _one = self.step.lock().await;
         if self.now().is_left {
-            return Err(Failure::failed("the mount is being left"));
+            return Err(NotServed("the mount is being left".to_owned()));
         }
         if asked.user.is_none() && !self.follow.as_ref().is_some_and(|follow| follow.wants(&asked.reference)) {
-            return Err(Failure::failed("another kit was chosen by hand meanwhile"));
+            return Err(NotServed("another kit was chosen by hand meanwhile".to_owned()));
         }
         let before = self.served().digest;
         let typed = asked.typed.clone().unwrap_or_else(|| asked.reference.clone());
@@ -277,7 +262,7 @@ impl Serving {
         let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => {
-                let outcome = Outcome::Failed(failure.message());
+                let outcome = Outcome::Failed(failure.to_string());
                 self.note(Event {
                     outcome,
                     digest: None,
@@ -303,11 +288,11 @@ impl Serving {
     }
 
     /// Opens the kit, and makes it complete where that is asked for. What can't be read is not switched to.
-    async fn prepare(&self, asked: &Asked) -> Result<Prepared, Failure> {
+    async fn prepare(&self, asked: &Asked) -> Result<Prepared, NotServed> {
         let opened = self.opener.open(&asked.reference, |step| tracing::info!("{step}")).await?;
         let Opened { fs, warnings, unasked } = opened;
         if let Some(why) = unasked {
-            return Err(Failure::failed(format!("{} can't be read: {why}", fs.kit().resolved.pinned())));
+            return Err(NotServed(format!("{} can't be read: {why}", fs.kit().resolved.pinned())));
         }
         let top = top(&fs.kit().resolved);
         // What is there already is served as it is.
@@ -320,14 +305,14 @@ impl Serving {
     }
 
     /// Sees to it that all of a kit is in the cache.
-    async fn complete(&self, fs: &Arc<Fs>) -> Result<(), Failure> {
+    async fn complete(&self, fs: &Arc<Fs>) -> Result<(), NotServed> {
         let Some(background) = Prefetch::start(fs, Selection::All) else { return Ok(()) };
         *self.coming.lock().unwrap_or_else(|held| held.into_inner()) = Some(fs.clone());
         let prefetch = background.prefetch();
         prefetch.ended().await;
         let report = prefetch.report(fs.kit());
         match report.state {
-            State::Failed => Err(Failure::failed(format!(
+            State::Failed => Err(NotServed(format!(
                 "{} can't be made complete: {}",
                 fs.kit().resolved.pinned(),
                 report.why.unwrap_or_default()
@@ -342,11 +327,11 @@ impl Serving {
         typed: Reference,
         asked: Asked,
         before: Digest,
-    ) -> Result<Value, Failure> {
+    ) -> Result<Value, NotServed> {
         let (trees, next) = (self.trees.clone(), fs.clone());
         // It waits for the kernel.
         if self.now().is_left {
-            return Err(Failure::failed("the mount is being left"));
+            return Err(NotServed("the mount is being left".to_owned()));
         }
         tokio::task::spawn_blocking(move || trees.switch(next)).await.map_err(|_| broke_off())?;
         if let (Some(follow), Some(_)) = (&self.follow, &asked.user) {
@@ -404,17 +389,11 @@ impl Serving {
         let state = self.state.clone();
         let written = tokio::task::spawn_blocking(move || state.rewrite(&record)).await;
         if let Ok(Err(error)) = written {
-            tracing::error!("{}", crate::report::chain(&error));
+            tracing::error!("{}", chain(&error));
         }
     }
 }
 
-fn broke_off() -> Failure {
-    Failure::failed("the switch broke off, which is a bug in kitfs; the log of the mount tells more")
-}
-
-/// `k=v`, for `--label`.
-pub(super) fn parse_label(text: &str) -> Result<(String, String), String> {
-    let found = text.split_once('=').filter(|(key, _)| !key.is_empty());
-    found.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "expected KEY=VALUE".to_owned())
+fn broke_off() -> NotServed {
+    NotServed("the switch broke off, which is a bug in kitfs; the log of the mount tells more".to_owned())
 }

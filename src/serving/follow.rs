@@ -27,7 +27,7 @@ const LONGEST: Duration = Duration::from_secs(600);
 
 /// How a tag is followed.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::cli) struct Pace {
+pub struct Pace {
     /// How often it is asked for.
     pub interval: Duration,
     /// For so long no file may have been opened before a switch,
@@ -38,7 +38,7 @@ pub(in crate::cli) struct Pace {
 
 /// A tag that is followed.
 #[derive(Debug)]
-pub(in crate::cli) struct Follow {
+pub struct Follow {
     reference: Reference,
     source: Arc<dyn Source>,
     pace: Pace,
@@ -86,7 +86,7 @@ enum Paused {
 
 impl Follow {
     /// Follows the tag of a reference.
-    pub(in crate::cli) fn new(reference: Reference, source: Arc<dyn Source>, pace: Pace, patience: Duration) -> Self {
+    pub fn new(reference: Reference, source: Arc<dyn Source>, pace: Pace, patience: Duration) -> Self {
         Self { reference, source, pace, patience, known: Mutex::default(), woken: Notify::new() }
     }
 
@@ -202,7 +202,7 @@ impl Known {
 }
 
 /// Follows for as long as the mount lives.
-pub(in crate::cli) async fn run(serving: Arc<Serving>) {
+pub async fn run(serving: Arc<Serving>) {
     let Some(follow) = &serving.follow else { return };
     let mut due = Instant::now() + follow.pace.interval;
     loop {
@@ -219,7 +219,7 @@ pub(in crate::cli) async fn run(serving: Arc<Serving>) {
             let (typed, action) = (Some(follow.reference.clone()), Action::Switch);
             let asked = Asked { reference, typed, action, prefetch: false, user: None };
             let switched = serving.switch(asked).await;
-            follow.switched(tag, switched.map(drop).map_err(|failure| failure.message()));
+            follow.switched(tag, switched.map(drop).map_err(|failure| failure.to_string()));
             due = Instant::now() + follow.pace.interval;
             continue;
         }
