@@ -42,7 +42,7 @@ impl Delay {
                 let (host, stands) = (host.clone(), Instant::now() + rtt);
                 thread::spawn(move || {
                     let Ok(server) = TcpStream::connect(&host) else { return };
-                    carry(&client, &server, stands, rtt / 2);
+                    carry(client, server, stands, rtt / 2);
                 });
             }
         });
@@ -69,16 +69,19 @@ impl Drop for Delay {
 }
 
 /// Carries both directions of a connection, which stands from `stands` on; each takes `way`.
-fn carry(client: &TcpStream, server: &TcpStream, stands: Instant, way: Duration) {
-    for (from, to) in [(client, server), (server, client)] {
-        let clone = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
-        to.set_nodelay(true).expect("a socket");
-        let (due, when_due) = mpsc::sync_channel(ON_THE_WAY);
-        let (used, spare) = mpsc::sync_channel(ON_THE_WAY);
-        let (from, to) = (clone(from), clone(to));
-        thread::spawn(move || take(from, &due, &spare, stands, way));
-        thread::spawn(move || give(to, &when_due, &used));
-    }
+fn carry(client: TcpStream, server: TcpStream, stands: Instant, way: Duration) {
+    let clone = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
+    let (from, to) = (clone(&server), clone(&client));
+    thread::spawn(move || carry_one_way(from, to, stands, way));
+    carry_one_way(client, server, stands, way);
+}
+
+fn carry_one_way(from: TcpStream, to: TcpStream, stands: Instant, way: Duration) {
+    to.set_nodelay(true).expect("a socket");
+    let (due, when_due) = mpsc::sync_channel(ON_THE_WAY);
+    let (used, spare) = mpsc::sync_channel(ON_THE_WAY);
+    thread::spawn(move || take(from, &due, &spare, stands, way));
+    give(to, &when_due, &used);
 }
 
 /// Takes bytes as they come.
