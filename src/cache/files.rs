@@ -170,6 +170,10 @@ pub(super) fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Makes a directory with mode 0700, and its parents where they are missing; an existing one is fine, a link is not.
 pub(super) fn make_dir(path: &Path) -> Result<(), CacheError> {
+    // Mostly it is there, and a look takes no lock of its parent, as trying to make it does.
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+        return Ok(());
+    }
     let make = || fs::DirBuilder::new().mode(0o700).create(path);
     let made = match (make(), path.parent()) {
         (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {

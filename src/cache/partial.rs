@@ -404,7 +404,11 @@ impl Cache {
         }
         // After the link, so that a file that can't be written any more has its name.
         file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(io_error("protect", target))?;
-        self.remove_partial(&partial.list.object());
+        let _ = fs::remove_file(&partial.path);
+        // A list of one chunk is in the index that names the file, and is not kept.
+        if partial.list.len() > 1 {
+            let _ = fs::remove_file(self.list_path(&partial.list.object()));
+        }
         Ok(())
     }
 

@@ -349,6 +349,8 @@ pub async fn known_index(layer: &Layer, context: &Context) -> Result<Option<Arc<
     // Decoded there too: the index of a million files takes seconds.
     let bound = context.limits.max_inflated;
     let decode = move |cache: &Cache| Ok(cache.index(&key)?.map(|bytes| Index::decode(bytes, bound)));
+    // Never closed.
+    let _turn = context.looks.acquire().await;
     let Some(decoded) = context.blocking(&format!("layer {}", layer.digest), decode).await? else { return Ok(None) };
     match decoded {
         Ok(index) if index.head().layer().fit(layer) => Ok(Some(Arc::new(index))),

@@ -134,6 +134,8 @@ pub struct Context {
     fills: Arc<Semaphore>,
     /// The same for those that nobody waits for: one, in a line of its own, so that none who waits is behind it.
     fills_ahead: Arc<Semaphore>,
+    /// Indexes that may be looked for at the same time.
+    looks: Arc<Semaphore>,
     /// Changes whenever one of them moves: the sign of life for those that wait for their turn.
     moved: watch::Sender<()>,
     /// Files that are being filled chunk by chunk.
@@ -143,6 +145,10 @@ pub struct Context {
 /// So many layers are fetched whole at a time: enough to use a wire and two cores, and it bounds the ranges, windows and
 /// threads that fills hold. Commands take as many layers or blobs in hand.
 pub const FILLS: usize = 4;
+
+/// So many indexes are looked for at a time. A mount looks for those of all of its layers at once, mostly in vain; with a
+/// thread for each, a hundred layers took more time to start threads than to look. It bounds as well how many are decoded.
+const LOOKS: usize = 4;
 
 impl Context {
     /// What the kits of a process share.
@@ -156,6 +162,7 @@ impl Context {
             verify,
             fills: Arc::new(Semaphore::new(FILLS)),
             fills_ahead: Arc::new(Semaphore::new(1)),
+            looks: Arc::new(Semaphore::new(LOOKS)),
             moved: watch::Sender::new(()),
         }
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use futures_util::stream;
 use rustix::fs::{Mode, OFlags};
+use tokio::sync::Semaphore;
 
 use crate::digest::{Digest, Unverified};
 use crate::source::index_file::{Descriptor, Referring};
@@ -22,18 +23,24 @@ const BLOCK: u64 = 1 << 20;
 /// How many manifests are read to find referrers: more than kits in a directory, and no hostile list takes long.
 const MAX_CANDIDATES: usize = 1024;
 
+/// So many blobs of a directory are opened at a time. A mount looks there for all of its layers at once, mostly in vain: with a
+/// thread for each it took more time to start threads than to look.
+const OPENINGS: usize = 4;
+
 /// A directory of blobs.
 #[derive(Debug, Clone)]
 pub(super) struct Blobs {
     dir: PathBuf,
     /// The source, as errors name it.
     source_name: String,
+    /// The right to open one.
+    openings: Arc<Semaphore>,
 }
 
 impl Blobs {
     /// The blobs below `root`, which holds `blobs/sha256`.
     pub(super) fn below(root: &Path, source_name: String) -> Self {
-        Self { dir: root.join("blobs/sha256"), source_name }
+        Self { dir: root.join("blobs/sha256"), source_name, openings: Arc::new(Semaphore::new(OPENINGS)) }
     }
 
     /// The bytes of a manifest.
@@ -48,6 +55,8 @@ impl Blobs {
     pub(super) async fn stream(&self, blob: &BlobId, range: Range<u64>) -> Result<ByteStream, SourceError> {
         check_range(blob, &range, &self.source_name)?;
         let (path, blob, name) = (self.path(&blob.digest), *blob, self.source_name.clone());
+        // Never closed; and no longer held than the file is looked for.
+        let opening = self.openings.acquire().await;
         let file = blocking(move || {
             let Some((file, size)) = open_regular(&path, &name)? else {
                 return Err(SourceError::NotFound { what: format!("blob {}", blob.digest), source_name: name });
@@ -60,6 +69,7 @@ impl Blobs {
             Ok(Open { file, path })
         })
         .await?;
+        drop(opening);
         let file = Arc::new(file);
         Ok(Box::pin(stream::try_unfold(range, move |left| next_block(Arc::clone(&file), left))))
     }

@@ -38,8 +38,12 @@ impl Delay {
                 }
                 let Ok(client) = client else { continue };
                 count.fetch_add(1, Ordering::Relaxed);
-                let Ok(server) = TcpStream::connect(&host) else { continue };
-                carry(&client, &server, rtt);
+                // What the proxy does for a connection is no part of the way: the next one does not wait for it.
+                let (host, stands) = (host.clone(), Instant::now() + rtt);
+                thread::spawn(move || {
+                    let Ok(server) = TcpStream::connect(&host) else { return };
+                    carry(client, server, stands, rtt / 2);
+                });
             }
         });
         Self { address, connections, ended }
@@ -64,18 +68,20 @@ impl Drop for Delay {
     }
 }
 
-/// Carries both directions of a connection, which was asked for now.
-fn carry(client: &TcpStream, server: &TcpStream, rtt: Duration) {
-    let stands = Instant::now() + rtt;
-    for (from, to) in [(client, server), (server, client)] {
-        let clone = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
-        to.set_nodelay(true).expect("a socket");
-        let (due, when_due) = mpsc::sync_channel(ON_THE_WAY);
-        let (used, spare) = mpsc::sync_channel(ON_THE_WAY);
-        let (from, to) = (clone(from), clone(to));
-        thread::spawn(move || take(from, &due, &spare, stands, rtt / 2));
-        thread::spawn(move || give(to, &when_due, &used));
-    }
+/// Carries both directions of a connection, which stands from `stands` on; each takes `way`.
+fn carry(client: TcpStream, server: TcpStream, stands: Instant, way: Duration) {
+    let clone = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
+    let (from, to) = (clone(&server), clone(&client));
+    thread::spawn(move || carry_one_way(from, to, stands, way));
+    carry_one_way(client, server, stands, way);
+}
+
+fn carry_one_way(from: TcpStream, to: TcpStream, stands: Instant, way: Duration) {
+    to.set_nodelay(true).expect("a socket");
+    let (due, when_due) = mpsc::sync_channel(ON_THE_WAY);
+    let (used, spare) = mpsc::sync_channel(ON_THE_WAY);
+    thread::spawn(move || take(from, &due, &spare, stands, way));
+    give(to, &when_due, &used);
 }
 
 /// Takes bytes as they come.
