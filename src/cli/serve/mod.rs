@@ -61,7 +61,15 @@ impl Opener {
     /// Follows a reference and asks the kit's layers what they hold.
     pub(super) async fn open(&self, reference: &Reference, step: impl Fn(&str)) -> Result<Opened, Failure> {
         step(&format!("resolving {reference}"));
-        let resolved = self.kit.resolve_in(&self.context, reference, true, self.policy.clone()).await?;
+        let resolved = self.resolve(reference).await?;
+        self.open_resolved(resolved, step).await
+    }
+
+    async fn resolve(&self, reference: &Reference) -> Result<Resolved, Failure> {
+        self.kit.resolve_in(&self.context, reference, true, self.policy.clone()).await
+    }
+
+    async fn open_resolved(&self, resolved: Resolved, step: impl Fn(&str)) -> Result<Opened, Failure> {
         let kit = Kit::open(&self.context, resolved);
         step(&format!("reading the beginning of {} layers", kit.layers.len()));
         let mut tree = kit.skeleton();
@@ -272,7 +280,8 @@ impl Serving {
         }
         let before = self.served().digest;
         let typed = asked.typed.clone().unwrap_or_else(|| asked.reference.clone());
-        let prepared = self.prepare(&asked).await;
+        let mut digest = asked.reference.digest;
+        let prepared = self.prepare(&asked, &mut digest).await;
         *self.coming.lock().unwrap_or_else(|held| held.into_inner()) = None;
         let prepared = match prepared {
             Ok(prepared) => prepared,
@@ -280,7 +289,7 @@ impl Serving {
                 let outcome = Outcome::Failed(failure.message());
                 self.note(Event {
                     outcome,
-                    digest: None,
+                    digest,
                     trust: None,
                     revision: None,
                     from: Some(before),
@@ -302,9 +311,12 @@ impl Serving {
         done.await.unwrap_or_else(|_| Err(broke_off()))
     }
 
-    /// Opens the kit, and makes it complete where that is asked for. What can't be read is not switched to.
-    async fn prepare(&self, asked: &Asked) -> Result<Prepared, Failure> {
-        let opened = self.opener.open(&asked.reference, |step| tracing::info!("{step}")).await?;
+    /// Opens the kit, and makes it complete where that is asked for. What can't be read is not switched to. Whatever fails,
+    /// `digest` is the kit's as soon as that is known.
+    async fn prepare(&self, asked: &Asked, digest: &mut Option<Digest>) -> Result<Prepared, Failure> {
+        let resolved = self.opener.resolve(&asked.reference).await?;
+        *digest = Some(resolved.digest);
+        let opened = self.opener.open_resolved(resolved, |step| tracing::info!("{step}")).await?;
         let Opened { fs, warnings, unasked } = opened;
         if let Some(why) = unasked {
             return Err(Failure::failed(format!("{} can't be read: {why}", fs.kit().resolved.pinned())));
