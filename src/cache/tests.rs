@@ -34,25 +34,25 @@ fn the_directory_is_private_and_says_its_format() {
 
 #[test]
 fn a_cache_that_was_removed_under_a_process_is_one_again_once_that_writes() {
-    let ways: [(&str, fn(&std::path::Path)); 2] = [
-        ("with its directory", |root| fs::remove_dir_all(root).expect("removes")),
-        ("all but its directory", |root| {
-            for entry in fs::read_dir(root).expect("lists") {
-                let path = entry.expect("an entry").path();
-                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                removed.expect("removes");
-            }
-        }),
-    ];
-    for (what, remove) in ways {
+    let remove = |root: &Path, with_root: bool| {
+        if with_root {
+            return fs::remove_dir_all(root).expect("removes");
+        }
+        for entry in fs::read_dir(root).expect("lists") {
+            let path = entry.expect("an entry").path();
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.expect("removes");
+        }
+    };
+    for with_root in [true, false] {
         let (_dir, cache) = cache();
-        remove(cache.root());
+        remove(cache.root(), with_root);
         let partial = cache.partial(list_of(b"content"));
-        assert!(partial.write(&cache, &chunk(b"content", 0)).expect("writes"), "{what}");
-        Cache::open(cache.root()).unwrap_or_else(|error| panic!("{what}: {error}"));
-        remove(cache.root());
+        assert!(partial.write(&cache, &chunk(b"content", 0)).expect("writes"), "with its directory: {with_root}");
+        Cache::open(cache.root()).unwrap_or_else(|error| panic!("with its directory, {with_root}: {error}"));
+        remove(cache.root(), with_root);
         drop(cache.stage(&Digest::of(b"layer")).expect("stages"));
-        Cache::open(cache.root()).unwrap_or_else(|error| panic!("{what}, a fill: {error}"));
+        Cache::open(cache.root()).unwrap_or_else(|error| panic!("with its directory, {with_root}, a fill: {error}"));
     }
 }
 

@@ -50,7 +50,7 @@ impl Transfer {
             asked: VecDeque::new(),
             are_served: false,
         };
-        stream::unfold(State::Ranges(ranges), |mut state| async move {
+        stream::unfold(State::Ranges(Box::new(ranges)), |mut state| async move {
             loop {
                 state = match state {
                     State::Ranges(mut ranges) => match ranges.next().await? {
@@ -144,7 +144,7 @@ impl Transfer {
 
 /// How the bytes come.
 enum State {
-    Ranges(Ranges),
+    Ranges(Box<Ranges>),
     Sequence(Ordered),
     Over,
 }

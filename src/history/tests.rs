@@ -336,10 +336,13 @@ fn what_is_no_file_in_the_place_of_one_is_refused_and_holds_nobody() {
         let pipe = |path: &Path| rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RUSR).expect("a pipe");
         let socket = |path: &Path| drop(std::os::unix::net::UnixListener::bind(path).expect("a socket"));
         let link = |path: &Path| std::os::unix::fs::symlink(&elsewhere, path).expect("linked");
-        let stand_ins: [(&str, &dyn Fn(&Path)); 3] = [("pipe", &pipe), ("socket", &socket), ("link", &link)];
-        for (what, stand_in) in stand_ins {
+        for what in ["pipe", "socket", "link"] {
             let _ = fs::remove_file(&path);
-            stand_in(&path);
+            match what {
+                "pipe" => pipe(&path),
+                "socket" => socket(&path),
+                _ => link(&path),
+            }
             let refused = |error: HistoryError| {
                 let said = crate::report::chain(&error);
                 assert!(said.contains("it is not a regular file; move it away"), "{name}, a {what}: {said}");
