@@ -47,6 +47,7 @@ fn a_cache_that_was_removed_under_a_process_is_one_again_once_that_writes() {
     for with_root in [true, false] {
         let (_dir, cache) = cache();
         remove(cache.root(), with_root);
+        assert!(cache.kits().expect("what is gone is empty").is_empty());
         let partial = cache.partial(list_of(b"content"));
         assert!(partial.write(&cache, &chunk(b"content", 0)).expect("writes"), "with its directory: {with_root}");
         Cache::open(cache.root()).unwrap_or_else(|error| panic!("with its directory, {with_root}: {error}"));
