@@ -94,6 +94,43 @@ fn a_compressed_layer_that_goes_silent_is_etimedout_and_then_works_again() {
 }
 
 #[test]
+fn readers_of_a_page_that_does_not_come_do_not_wait_one_after_the_other() {
+    const READERS: usize = 8;
+    for is_indexed in [true, false] {
+        let server = FaultServer::empty("team/kit");
+        let (bytes, late) = (pattern(11, 3 << 20), pattern(12, 3 << 20));
+        let files: [(&str, &[u8]); 2] = [("w/early.bin", &bytes), ("w/late.bin", &late)];
+        let kit = KitBuilder::new().tar("model", "w", tar(&files));
+        let kit = if is_indexed { kit.indexed() } else { kit }.serve(&server, "v1");
+        let kitfs = Kitfs::new();
+        let mount = kitfs.mount(&kit.reference, &["--read-timeout", "1s"]);
+        let (here, missing) = (mount.path("w/early.bin"), mount.path("w/late.bin"));
+        if is_indexed {
+            assert!(fs::read(&here).expect("reads") == bytes);
+        }
+        fs::metadata(&missing).expect("lists");
+        server.reset_counters();
+        server.fault(kit.layers[0], Fault::Silence);
+        std::thread::scope(|scope| {
+            for _ in 0..READERS {
+                scope.spawn(|| {
+                    let error = fs::read(&missing).expect_err("nothing comes");
+                    assert_eq!(Errno::from_io_error(&error), Some(Errno::TIMEDOUT));
+                    if is_indexed {
+                        assert!(fs::read(&here).expect("what is here is read") == bytes);
+                    }
+                });
+            }
+        });
+        // Each deadline is a request. Two or three of the kernel's for each reader would be more than twice as many.
+        let asked = server.requests_for(kit.layers[0]);
+        assert!(asked < READERS, "indexed: {is_indexed}: {asked} requests");
+        server.heal(kit.layers[0]);
+        eventually("it is read", || fs::read(&missing).is_ok_and(|read| read == late));
+    }
+}
+
+#[test]
 fn a_mount_waits_for_a_silent_layer_no_longer_than_the_deadline_and_warns() {
     let server = FaultServer::empty("team/kit");
     let (kit, _) = kit(&server, "tar", 5 << 20);

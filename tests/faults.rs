@@ -43,6 +43,25 @@ fn outcome(fault: Fault, options: &[&str]) -> (Errno, Duration, String) {
 }
 
 #[test]
+fn what_is_gone_for_good_is_told_once_and_not_for_each_that_asks() {
+    let server = FaultServer::empty("team/kit");
+    let (kit, _) = kit(&server);
+    let kitfs = Kitfs::new();
+    let mount = kitfs.mount(&kit.reference, &[]);
+    assert_eq!(std::fs::metadata(mount.path("w/a.bin")).expect("lists").len(), SIZE as u64);
+    server.fault(kit.layers[0], Fault::status(404));
+    for _ in 0..10 {
+        assert_eq!(read_error(&mount.path("w/a.bin")), Errno::IO);
+        assert_eq!(read_error(&mount.path("w/z.bin")), Errno::IO);
+    }
+    let logs = kitfs.logs();
+    let told = logs.lines().filter(|line| line.contains("ERROR")).count();
+    // Once, or twice where the minute has passed meanwhile.
+    assert!((1..=2).contains(&told), "{logs}");
+    assert!(logs.contains("w/a.bin") && logs.contains(&kit.layers[0].to_string()), "{logs}");
+}
+
+#[test]
 fn one_flipped_bit_is_eio_with_expected_and_found_digest_in_the_log() {
     let server = FaultServer::empty("team/kit");
     let (kit, _) = kit(&server);

@@ -97,6 +97,27 @@ fn the_root_tells_what_is_served() {
 }
 
 #[test]
+fn attributes_that_a_kit_has_none_of_are_not_supported_rather_than_missing() {
+    let server = FaultServer::empty("team/kit");
+    let (kit, _) = kit(&server);
+    let kitfs = Kitfs::new();
+    let mount = kitfs.mount(&kit.reference, &[]);
+    for path in ["", "w", "w/a.bin", "Kitfile"] {
+        let path = mount.path(path);
+        for name in ["security.selinux", "security.capability", "system.posix_acl_access", "trusted.overlay.opaque"] {
+            // The kernel keeps `trusted.` from who is not root, and then has none.
+            let expected = if name.starts_with("trusted") && !is_root() { Errno::NODATA } else { Errno::OPNOTSUPP };
+            assert_eq!(attribute(&path, name), Err(expected), "{name} of {}", path.display());
+        }
+        assert_eq!(attribute(&path, "user.kitfs.nothing"), Err(Errno::NODATA), "{}", path.display());
+    }
+    // The directory of all trees is none itself.
+    assert_eq!(attribute(&mount.path(".kitfs"), "user.kitfs.digest"), Err(Errno::NODATA));
+    let logs = kitfs.logs();
+    assert!(!logs.contains("ERROR"), "an answer is no error: {logs}");
+}
+
+#[test]
 fn an_attribute_says_how_long_it_is_and_fits_exactly() {
     let server = FaultServer::empty("team/kit");
     let (kit, _) = kit(&server);

@@ -90,6 +90,27 @@ fn rules_come_from_the_config_file_and_variables_and_a_flag_overrides_them() {
 }
 
 #[test]
+fn an_empty_list_of_what_is_allowed_does_not_allow_all() {
+    let server = FaultServer::empty("team/kit");
+    let good = serve(&server, "8b");
+    let kitfs = Kitfs::new();
+    let config = kitfs.path("config.toml");
+    let kitfs = kitfs.with("KITFS_CONFIG", &config);
+    for (text, key) in
+        [("allow_registries = []", "allow_registries"), ("[allow]\nrepositories = []", "allow.repositories")]
+    {
+        fs::write(&config, text).expect("written");
+        let output = kitfs.run(&["pull", &good.reference]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        let expected =
+            format!("config.toml: {key} is an empty list; name what is allowed, or leave the key out to allow all");
+        assert!(said.contains(&expected), "{said}");
+    }
+    assert_eq!((server.connections(), server.requests().len()), (0, 0));
+}
+
+#[test]
 fn wrong_patterns_are_wrong_use() {
     let kitfs = Kitfs::new();
     for (flag, value, why) in [

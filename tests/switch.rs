@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::kit::{KitBuilder, Served, tar};
 use support::program::{Kitfs, Mount};
 use support::{Fault, FaultServer, eventually, life};
@@ -153,7 +153,27 @@ fn a_kit_of_which_a_layer_is_gone_is_not_switched_to() {
     assert!(refused.contains("can't be read") && refused.contains(&gone.digest.to_string()), "{refused}");
     assert_eq!(letter_of(&mount.path(&name(0))), b'a');
     let events = fs::read_to_string(kitfs.path("state/history/events.jsonl")).expect("a record");
-    assert!(events.lines().last().is_some_and(|last| last.contains("\"failed\"")), "{events}");
+    let last: Value = serde_json::from_str(events.lines().last().expect("a line")).expect("JSON");
+    assert!(last["outcome"]["failed"].is_string(), "{last}");
+    assert_eq!((&last["digest"], &last["from"]), (&json!(gone.digest), &json!(a.digest)), "what the tag had led to");
+}
+
+#[test]
+fn a_switch_that_failed_is_on_record_with_the_digest_that_was_asked_for() {
+    let server = FaultServer::empty("team/kit");
+    let a = kit(&server, "a", b'a');
+    let kitfs = Kitfs::new();
+    let mount = kitfs.mount(&a.reference, &[]);
+    let missing = kitfs::digest::Digest::of(b"no kit has it");
+    let repository = a.reference.rsplit_once(':').expect("a tag").0;
+    for (reference, digest) in
+        [(format!("{repository}@{missing}"), json!(missing)), (server.reference("none"), Value::Null)]
+    {
+        kitfs.fails(&["switch", life::text(&mount.dir), &reference]);
+        let events = fs::read_to_string(kitfs.path("state/history/events.jsonl")).expect("a record");
+        let last: Value = serde_json::from_str(events.lines().last().expect("a line")).expect("JSON");
+        assert!(last["outcome"]["failed"].is_string() && last["digest"] == digest, "{reference}: {last}");
+    }
 }
 
 #[test]

@@ -89,9 +89,18 @@ impl Cache {
         self.try_write_file(path, parts).map_err(|error| self.room.noted(error))
     }
 
+    /// Makes a directory of the cache for what is about to be written. Where somebody has removed all that there was, the
+    /// cache gets its `format` first, so that it is not refused as none by the next who opens it.
+    pub(super) fn make_room_in(&self, dir: &Path) -> Result<(), CacheError> {
+        if fs::symlink_metadata(dir).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            self.restore_format()?;
+        }
+        make_dir(dir)
+    }
+
     fn try_write_file(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
         if let Some(parent) = path.parent().filter(|parent| *parent != self.root) {
-            make_dir(parent)?;
+            self.make_room_in(parent)?;
         }
         let (temporary, mut file) = self.new_temporary(path)?;
         let written = parts.iter().try_for_each(|part| file.write_all(part)).and_then(|()| file.sync_data());

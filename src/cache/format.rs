@@ -6,13 +6,16 @@
 //! ```
 //!
 //! The check tells a newer version from a damaged file. A newer cache is never written to, whatever the command; nor is a
-//! directory that is no cache. A damaged one is refused until `kitfs cache verify --repair` writes it anew.
+//! directory that is no cache. A damaged one is refused until `kitfs cache verify --repair` writes it anew. Where the cache is
+//! removed under a process that has it open, that process writes it again with the first directory that it makes.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use super::files::open_file;
+use super::evict::LOCK;
+use super::files::{make_dir, open_file};
 use super::usage::Area;
 use super::{Cache, CacheError, io_error};
 use crate::digest::Digest;
@@ -109,10 +112,17 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, CacheError> {
 /// Whether nothing is in a directory but what was left by who was killed while making it a cache, and what a new file
 /// system holds.
 fn is_empty(root: &Path) -> Result<bool, CacheError> {
+    holds_only(root, is_nothing)
+}
+
+fn is_nothing(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"format.") || name == LOST_AND_FOUND
+}
+
+fn holds_only(root: &Path, is_fine: impl Fn(&OsStr) -> bool) -> Result<bool, CacheError> {
     let entries = fs::read_dir(root).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
     let entries = entries.map_err(io_error("read", root))?;
-    let is_nothing = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b"format.") || name == LOST_AND_FOUND;
-    Ok(entries.iter().all(|entry| is_nothing(&entry.file_name())))
+    Ok(entries.iter().all(|entry| is_fine(&entry.file_name())))
 }
 
 impl Cache {
@@ -127,6 +137,18 @@ impl Cache {
             Format::Damaged(_) if also_damaged => Ok(()),
             Format::Damaged(found) => Err(CacheError::Format { path, found }),
         }
+    }
+
+    /// Writes `format` again, where it is gone and nothing is there but what we have made since, or what is still to be
+    /// removed. What else lies there may be another's by now.
+    pub(super) fn restore_format(&self) -> Result<(), CacheError> {
+        let path = self.root.join(NAME);
+        if fs::symlink_metadata(&path).map_or_else(|error| error.kind() != io::ErrorKind::NotFound, |_| true) {
+            return Ok(());
+        }
+        make_dir(&self.root)?;
+        let is_ours = |name: &OsStr| is_nothing(name) || name == LOCK || name.to_str().is_some_and(Area::is_name);
+        if holds_only(&self.root, is_ours)? { self.write_format() } else { Ok(()) }
     }
 
     /// Writes `format`, so that it is on the disk before anything that it is about.

@@ -203,7 +203,12 @@ impl Cache {
     pub(super) fn files_of(&self, area: &str) -> Result<Vec<PathBuf>, CacheError> {
         let root = self.root.join(area);
         let mut files = Vec::new();
-        for dir in fs::read_dir(&root).map_err(io_error("read", &root))?.flatten() {
+        let dirs = match fs::read_dir(&root) {
+            // Somebody has removed the cache under us.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            dirs => dirs.map_err(io_error("read", &root))?,
+        };
+        for dir in dirs.flatten() {
             let Ok(entries) = fs::read_dir(dir.path()) else { continue };
             files.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_none()));
         }

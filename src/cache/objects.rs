@@ -62,6 +62,11 @@ impl Object {
         self.opened.size
     }
 
+    /// Whether it is in this cache, and not in a lower one.
+    pub fn is_ours(&self) -> bool {
+        self.opened.is_ours
+    }
+
     /// Whether nobody but root and we can write to it: then what was proved of its bytes holds for as long as it is open,
     /// whoever reads them.
     pub fn is_lasting(&self) -> bool {

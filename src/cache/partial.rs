@@ -21,9 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, fcntl_getfl, flock};
 
-use super::files::{
-    Claim, identity, identity_of, is_link, lock_named, make_dir, on_disk, open_existing, rename_over, write_at,
-};
+use super::files::{Claim, identity, identity_of, is_link, lock_named, on_disk, open_existing, rename_over, write_at};
 use super::map::contents;
 use super::objects::{CachedRange, Object, touch};
 use super::{Cache, CacheError, io_error};
@@ -120,7 +118,7 @@ impl Partial {
     /// A chunk, if it is data in the file and hashes right: written by this process or another, now or before. Else from
     /// a lower cache: it is written here then, as the file needs all of its chunks.
     pub fn look(&self, cache: &Cache, chunk: u64) -> Result<Option<Found>, CacheError> {
-        if let Some(file) = self.file(false)?
+        if let Some(file) = self.file(None)?
             && let Some(chunk) = chunk_in(file, &self.list, chunk).map_err(io_error("read", &self.path))?
         {
             self.was_found.store(true, Ordering::Relaxed);
@@ -154,7 +152,7 @@ impl Partial {
     }
 
     fn write_in(&self, cache: &Cache, chunk: &VerifiedChunk, range: &Range<u64>) -> Result<bool, CacheError> {
-        let file = self.file_to_write().map_err(|error| cache.room.noted(error))?;
+        let file = self.file_to_write(cache).map_err(|error| cache.room.noted(error))?;
         let Some(file) = file else { return Ok(false) };
         let _writing = self.writing.lock().unwrap_or_else(|held| held.into_inner());
         let written = write_at(file, chunk.bytes().bytes(), range.start).map_err(io_error("write", &self.path));
@@ -173,8 +171,9 @@ impl Partial {
         chunks.left == 0
     }
 
-    /// The file, opened once and from then on the same, whatever its path leads to. `None` where there is none.
-    fn file(&self, create: bool) -> Result<Option<&Arc<File>>, CacheError> {
+    /// The file, opened once and from then on the same, whatever its path leads to. `None` where there is none, and it is
+    /// not to be made in the cache.
+    fn file(&self, create: Option<&Cache>) -> Result<Option<&Arc<File>>, CacheError> {
         if let Some(file) = self.file.get() {
             return Ok(Some(file));
         }
@@ -187,8 +186,8 @@ impl Partial {
     }
 
     /// The file, open for writing.
-    fn file_to_write(&self) -> Result<Option<&File>, CacheError> {
-        let Some(file) = self.file(true)? else { return Ok(None) };
+    fn file_to_write(&self, cache: &Cache) -> Result<Option<&File>, CacheError> {
+        let Some(file) = self.file(Some(cache))? else { return Ok(None) };
         let is_writable = |file: &File| fcntl_getfl(file).is_ok_and(|flags| flags.contains(OFlags::RDWR));
         if is_writable(file) {
             return Ok(Some(file));
@@ -212,20 +211,20 @@ impl Partial {
         Ok(is_same.then(|| self.for_writing.get_or_init(|| anew)))
     }
 
-    fn open(&self, create: bool) -> Result<Option<File>, CacheError> {
+    fn open(&self, create: Option<&Cache>) -> Result<Option<File>, CacheError> {
         let (path, size) = (&self.path, self.list.size());
-        if create && let Some(parent) = path.parent() {
-            make_dir(parent)?;
+        if let (Some(cache), Some(parent)) = (create, path.parent()) {
+            cache.make_room_in(parent)?;
         }
         let mut options = fs::OpenOptions::new();
-        options.read(true).write(true).create(create).mode(0o600);
+        options.read(true).write(true).create(create.is_some()).mode(0o600);
         options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
         for _ in 0..OPENED_ANEW {
             let file = match options.open(path) {
                 Ok(file) => file,
                 // Another process may have made it an object since this one looked.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return locked(&self.object, size),
-                Err(error) if create && is_in_the_way(&error) => {
+                Err(error) if create.is_some() && is_in_the_way(&error) => {
                     if let Some(object) = locked(&self.object, size)? {
                         return Ok(Some(object));
                     }
@@ -234,7 +233,7 @@ impl Partial {
                     continue;
                 }
                 // Not ours to write any more, or a disk that is read-only: what is in it still counts.
-                Err(_) if !create => return locked(path, size),
+                Err(_) if create.is_none() => return locked(path, size),
                 Err(error) => return Err(io_error("open", path)(error)),
             };
             // Shared by all who fill it; who evicts it would want it alone.
@@ -250,7 +249,7 @@ impl Partial {
             };
             let held = file.metadata().map_err(io_error("stat", path))?;
             if !held.is_file() {
-                if !create {
+                if create.is_none() {
                     return Ok(None);
                 }
                 fs::remove_file(path).map_err(io_error("remove", path))?;
@@ -381,7 +380,7 @@ impl Cache {
         }
         let target = &partial.object;
         if let Some(parent) = target.parent() {
-            make_dir(parent)?;
+            self.make_room_in(parent)?;
         }
         match link(file, target) {
             Ok(()) => {}

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, OFlags, RenameFlags};
 
-use super::files::{lock_named, make_dir, new_file, open_file, rename_over, write_at};
+use super::files::{lock_named, new_file, open_file, rename_over, write_at};
 use super::resume::{self, Beside, Kept, Left, Reached};
 use super::room::Room;
 use super::{Cache, CacheError, Removed, io_error};
@@ -129,7 +129,7 @@ impl Cache {
     }
 
     fn stage_in(&self, dir: &Path) -> Result<Option<Staging>, CacheError> {
-        make_dir(dir)?;
+        self.make_room_in(dir)?;
         let Some(lock) = lock_dir(dir)? else { return Ok(None) };
         let (dir, touched, room) = (dir.to_owned(), Instant::now(), self.room.clone());
         Ok(Some(Staging { dir, lock, next: 0, kept: None, lasts: true, touched, room }))
@@ -401,7 +401,7 @@ impl Sealed {
         for (path, name) in self.objects.iter().rev() {
             let target = cache.spread("objects", &name.hex());
             if let Some(parent) = target.parent() {
-                make_dir(parent)?;
+                cache.make_room_in(parent)?;
             }
             let here = rustix::fs::CWD;
             match rustix::fs::renameat_with(here, path, here, &target, RenameFlags::NOREPLACE) {

@@ -2,6 +2,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use std::fs;
 
+use super::testing::{chunk, list_of};
 use super::*;
 use crate::digest::{Digest, StreamHasher, Unverified};
 
@@ -29,6 +30,41 @@ fn the_directory_is_private_and_says_its_format() {
     assert_eq!(fs::metadata(cache.root()).expect("stat").permissions().mode() & 0o777, 0o700);
     assert_eq!(fs::read_to_string(cache.root().join("format")).expect("read"), format::content());
     Cache::open(cache.root()).expect("opens again");
+}
+
+#[test]
+fn a_cache_that_was_removed_under_a_process_is_one_again_once_that_writes() {
+    let remove = |root: &Path, with_root: bool| {
+        if with_root {
+            return fs::remove_dir_all(root).expect("removes");
+        }
+        for entry in fs::read_dir(root).expect("lists") {
+            let path = entry.expect("an entry").path();
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.expect("removes");
+        }
+    };
+    for with_root in [true, false] {
+        let (_dir, cache) = cache();
+        remove(cache.root(), with_root);
+        assert!(cache.kits().expect("what is gone is empty").is_empty());
+        let partial = cache.partial(list_of(b"content"));
+        assert!(partial.write(&cache, &chunk(b"content", 0)).expect("writes"), "with its directory: {with_root}");
+        Cache::open(cache.root()).unwrap_or_else(|error| panic!("with its directory, {with_root}: {error}"));
+        remove(cache.root(), with_root);
+        drop(cache.stage(&Digest::of(b"layer")).expect("stages"));
+        Cache::open(cache.root()).unwrap_or_else(|error| panic!("with its directory, {with_root}, a fill: {error}"));
+    }
+}
+
+#[test]
+fn what_somebody_else_has_put_in_the_place_of_a_cache_is_not_made_one() {
+    let (_dir, cache) = cache();
+    fs::remove_dir_all(cache.root()).expect("removes");
+    fs::create_dir(cache.root()).expect("makes");
+    fs::write(cache.root().join("notes.txt"), "mine").expect("writes");
+    drop(cache.stage(&Digest::of(b"layer")).expect("stages"));
+    assert!(matches!(Cache::open(cache.root()), Err(CacheError::Foreign { .. })));
 }
 
 #[test]

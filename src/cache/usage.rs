@@ -61,6 +61,11 @@ impl Area {
         }
     }
 
+    /// Whether an entry of the cache's directory is an area.
+    pub(super) fn is_name(name: &str) -> bool {
+        Self::of(name) != Self::Other
+    }
+
     /// The area of an entry of the cache's directory.
     fn of(name: &str) -> Self {
         let mut areas = Self::SPREAD.into_iter().chain([Self::Incoming, Self::Quarantine]);

@@ -3,7 +3,8 @@
 //! TOML at `$KITFS_CONFIG`, else `$XDG_CONFIG_HOME/kitfs/config.toml`, else `~/.config/kitfs/config.toml`. One rule says
 //! what may stand in it: whatever flag has a variable has a key, its name with `_`, and key `b` in the table `[a]` is the
 //! same as key `a_b`. A key holds for every command that has the flag, and its value goes through the flag's own parser;
-//! a flag that may be repeated takes an array of strings too.
+//! a flag that may be repeated takes an array of strings too. An empty list of what is allowed is refused: it reads as
+//! "nothing", and a flag that was never given allows all.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -33,6 +34,9 @@ struct Setting {
     values: Vec<String>,
     is_array: bool,
 }
+
+/// Lists that allow all where they are not set.
+const ALLOWED: [&str; 2] = ["allow_registries", "allow_repositories"];
 
 /// What a value may be, for errors.
 const SCALARS: &str = "a string, an integer, true or false";
@@ -71,13 +75,19 @@ impl Config {
         Ok(Self { path, values })
     }
 
-    /// Refuses keys that no flag has, and arrays for flags that take one value.
+    /// Refuses keys that no flag has, arrays for flags that take one value, and lists that allow nothing.
     pub(super) fn check(&self, command: &Command) -> Result<(), Failure> {
         let mut known = BTreeMap::new();
         collect(command, &mut known);
         let path = self.path.display();
-        for (flag, Setting { key, is_array, .. }) in &self.values {
+        for (flag, Setting { key, is_array, values }) in &self.values {
             match known.get(flag) {
+                Some(_) if values.is_empty() && ALLOWED.contains(&flag.as_str()) => {
+                    return Err(Failure::usage(format!(
+                        "{path}: {key} is an empty list; name what is allowed, or leave the key out to allow all (to allow \
+                         no registry: allow_repositories = [\"oci:/srv/kits/*\"], the kits on a disk)"
+                    )));
+                }
                 Some(false) if *is_array => {
                     return Err(Failure::usage(format!("{path}: {key} is of type array; expected {SCALARS}")));
                 }
@@ -244,6 +254,21 @@ mod tests {
         check("trust_index = \"r.io/a,r.io/b\"").expect("taken");
         let text = check("read_timeout = [\"1s\"]").expect_err("refused").message();
         assert_eq!(text, "/etc/x.toml: read_timeout is of type array; expected a string, an integer, true or false");
+    }
+
+    #[test]
+    fn an_empty_list_of_what_is_allowed_is_refused_and_other_empty_lists_are_lists() {
+        let check = |text| Config::parse("/etc/x.toml".into(), text).expect("parsed").check(&super::super::command());
+        for (text, key) in [
+            ("allow_registries = []", "allow_registries"),
+            ("allow_repositories = []", "allow_repositories"),
+            ("[allow]\nregistries = []", "allow.registries"),
+        ] {
+            let said = check(text).expect_err("refused").message();
+            let expected = format!("/etc/x.toml: {key} is an empty list; name what is allowed, or leave the key out");
+            assert!(said.starts_with(&expected), "{said}");
+        }
+        check("deny_tags = []\ntrust_index = []").expect("taken");
     }
 
     #[test]

@@ -46,9 +46,10 @@ impl WaysArgs {
 
 /// How files are read, for people.
 pub(super) fn in_words(report: &Report) -> String {
-    match &report.why {
-        None => "passthrough".to_owned(),
-        Some(why) => format!("cached, because {why}"),
+    match (&report.why, &report.not_all_why) {
+        (None, None) => "passthrough".to_owned(),
+        (None, Some(why)) => format!("passthrough, but some files cached, because {why}"),
+        (Some(why), _) => format!("cached, because {why}"),
     }
 }
 

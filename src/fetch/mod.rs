@@ -21,6 +21,7 @@
 //! - `staged`: what a fill has written so far, for `--verify=stream`.
 //! - [`memory`]: what all of this may hold at once.
 //! - [`mod@pull`]: all of a kit in the cache, to stay there if that is wanted.
+//! - [`vain`]: what was waited for in vain a moment ago.
 //! - [`transfer`]: ranges with retries; [`ordered`]: a blob's bytes in order, over several ranges in flight.
 //!
 //! Every wait here has a deadline ([`Limits`]) and every task outlives the reader who started it.
@@ -56,6 +57,7 @@ mod staged;
 pub mod tags;
 pub mod transfer;
 pub mod trust;
+pub mod vain;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +76,7 @@ pub use policy::{Policy, Refusal};
 pub use repositories::{RegistryPattern, RepositoryPattern};
 pub use resolve::{Access, Request, Resolved, ResolvedDigest, resolve, resolve_digest};
 pub use trust::Trust;
+use vain::Vain;
 
 use crate::cache::{Cache, CacheError};
 
@@ -140,6 +143,8 @@ pub struct Context {
     moved: watch::Sender<()>,
     /// Files that are being filled chunk by chunk.
     files: Arc<OpenFiles>,
+    /// What was waited for in vain a moment ago.
+    vain: Arc<Vain>,
 }
 
 /// So many layers are fetched whole at a time: enough to use a wire and two cores, and it bounds the ranges, windows and
@@ -164,6 +169,7 @@ impl Context {
             fills_ahead: Arc::new(Semaphore::new(1)),
             looks: Arc::new(Semaphore::new(LOOKS)),
             moved: watch::Sender::new(()),
+            vain: Arc::default(),
         }
     }
 

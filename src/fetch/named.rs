@@ -163,10 +163,11 @@ impl Ask<'_> {
             let limits = self.context.limits.clone();
             let (received, fetched) = (watch::Sender::new(0), Arc::default());
             let (persistence, memory) = (self.persistence, self.context.memory.clone());
-            let transfer = Transfer { source: source.clone(), blob, limits, received, persistence, fetched, memory };
+            let (source, source_name, vain) = (source.clone(), source.name(), self.context.vain.clone());
+            let transfer = Transfer { source, blob, limits, received, persistence, fetched, memory, vain };
             let error = match get(transfer).await {
-                Ok(value) => return Ok((value, source.name())),
-                Err(error) => self.explain(error, &source.name()),
+                Ok(value) => return Ok((value, source_name)),
+                Err(error) => self.explain(error, &source_name),
             };
             let is_missing = |error: &FetchError| matches!(error, FetchError::Index { cause, .. } if matches!(**cause, BadIndex::Missing(_)));
             // That it is missing is the last source's to say, which is the registry; and only if no other was at fault.

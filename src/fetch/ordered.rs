@@ -50,7 +50,7 @@ impl Transfer {
             asked: VecDeque::new(),
             are_served: false,
         };
-        stream::unfold(State::Ranges(ranges), |mut state| async move {
+        stream::unfold(State::Ranges(Box::new(ranges)), |mut state| async move {
             loop {
                 state = match state {
                     State::Ranges(mut ranges) => match ranges.next().await? {
@@ -78,10 +78,12 @@ impl Transfer {
             delivered: u64,
             skip: u64,
             counted: u64,
+            heard: u64,
             pause: Pause,
         }
-        let pause = Pause::new(self.limits.read_timeout);
-        let state = State { transfer: self, open: None, delivered: part.start, skip: 0, counted: part.start, pause };
+        let (pause, heard) = (Pause::new(self.limits.read_timeout), self.heard());
+        let (delivered, counted) = (part.start, part.start);
+        let state = State { transfer: self, open: None, delivered, skip: 0, counted, heard, pause };
         stream::try_unfold(state, move |mut state| async move {
             loop {
                 let size = state.transfer.blob.size;
@@ -120,15 +122,18 @@ impl Transfer {
                         let what = format!("the stream ended after {} of {size} bytes", state.delivered);
                         state.open = None;
                         let error = SourceError::Transport { source_name, what, cause: None };
-                        state.pause.before_retry(error).await.map_err(|end| state.transfer.failed(end))?;
+                        let given_up = |end| state.transfer.given_up(end, state.heard);
+                        state.pause.before_retry(error).await.map_err(given_up)?;
                     }
                     Err(error) => {
                         state.open = None;
                         if state.delivered - state.counted >= PROGRESS {
                             state.counted = state.delivered;
+                            state.heard = state.transfer.heard();
                             state.pause.reset();
                         }
-                        state.pause.before_retry(error).await.map_err(|end| state.transfer.failed(end))?;
+                        let given_up = |end| state.transfer.given_up(end, state.heard);
+                        state.pause.before_retry(error).await.map_err(given_up)?;
                     }
                 }
             }
@@ -139,7 +144,7 @@ impl Transfer {
 
 /// How the bytes come.
 enum State {
-    Ranges(Ranges),
+    Ranges(Box<Ranges>),
     Sequence(Ordered),
     Over,
 }

@@ -12,7 +12,7 @@ use crate::digest::Digest;
 use crate::reference::{Location, Reference};
 use crate::tagging::TagPattern;
 
-/// The rules. One that is empty, or false, allows all.
+/// The rules. One that is empty, which is to say not set, or false, allows all.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     /// Only references with a digest, beside which a tag may stand.

@@ -14,6 +14,7 @@ use futures_util::TryStreamExt as _;
 use tokio::sync::watch;
 
 use super::memory::Memory;
+use super::vain::Vain;
 use super::{FetchError, Limits};
 use crate::digest::Unverified;
 use crate::source::{BlobId, ByteStream, Source, SourceError};
@@ -53,6 +54,8 @@ pub struct Transfer {
     pub fetched: Arc<AtomicU64>,
     /// What its bytes may take of memory.
     pub memory: Arc<Memory>,
+    /// What was waited for in vain a moment ago.
+    pub vain: Arc<Vain>,
 }
 
 impl Transfer {
@@ -69,9 +72,13 @@ impl Transfer {
         range: Range<u64>,
         mut take: impl FnMut(Unverified) + Send,
     ) -> Result<(), FetchError> {
+        if let Some(end) = self.vain.recent(self.source.name(), self.blob.digest, self.heard()) {
+            return Err(end.into_error(self.what()));
+        }
         let mut received = 0;
         let mut pause = Pause::new(self.limits.read_timeout);
         let mut counted = 0;
+        let mut heard = self.heard();
         loop {
             self.check_host()?;
             let rest = range.start + received..range.end;
@@ -79,9 +86,10 @@ impl Transfer {
             self.check_host()?;
             if received - counted >= PROGRESS {
                 counted = received;
+                heard = self.heard();
                 pause.reset();
             }
-            pause.before_retry(error).await.map_err(|end| self.failed(end))?;
+            pause.before_retry(error).await.map_err(|end| self.given_up(end, heard))?;
         }
     }
 
@@ -91,7 +99,7 @@ impl Transfer {
             return Ok(());
         }
         match self.source.away().filter(|away| away.since.elapsed() >= AWAY) {
-            Some(away) => Err(self.failed(GivenUp { cause: away.error, deadline: None })),
+            Some(away) => Err(GivenUp { cause: away.error, deadline: None }.into_error(self.what())),
             None => Ok(()),
         }
     }
@@ -137,8 +145,21 @@ impl Transfer {
         })
     }
 
-    pub(super) fn failed(&self, end: GivenUp) -> FetchError {
-        end.into_error(format!("layer {}", self.blob.digest))
+    /// How many bytes of the blob have come, for all who get some of it.
+    pub(super) fn heard(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+
+    /// The error of who has given up; those who ask next are told it too, if nothing has come since so many bytes were there.
+    pub(super) fn given_up(&self, end: GivenUp, heard: u64) -> FetchError {
+        if end.deadline.is_some() && self.heard() == heard {
+            self.vain.note(self.source.name(), self.blob.digest, heard, end.clone());
+        }
+        end.into_error(self.what())
+    }
+
+    fn what(&self) -> String {
+        format!("layer {}", self.blob.digest)
     }
 }
 
@@ -186,6 +207,7 @@ pub(super) struct Pause {
 }
 
 /// Why there is no further attempt.
+#[derive(Debug, Clone)]
 pub(super) struct GivenUp {
     cause: SourceError,
     /// The deadline that would pass; `None` where trying again can't help.

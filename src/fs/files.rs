@@ -94,6 +94,10 @@ impl Fs {
             // Of what passes through no read is seen.
             let is_watched = self.prefetch().is_some_and(|prefetch| prefetch.watches(ino, meta.size));
             let passes = object.is_lasting() && !is_watched;
+            if !object.is_lasting() {
+                let why = "others than root and this user may write to a lower cache, after it was hashed";
+                self.ways.note_not_all(|| why.to_owned());
+            }
             return Ok(opened(if passes { Via::Passthrough(object) } else { Via::Cached }, true));
         }
         if !found.is_at_hand {

@@ -44,6 +44,8 @@ pub enum Way {
 pub struct Ways {
     /// Why no file passes through, if none does.
     no_passthrough: OnceLock<String>,
+    /// Why a file does not, where others do.
+    not_all: OnceLock<String>,
     pub(super) direct: Direct,
     read_ahead: OnceLock<ReadAhead>,
     /// How often a file was opened in each way.
@@ -57,6 +59,9 @@ pub struct Report {
     pub passthrough: bool,
     /// Why they don't.
     pub why: Option<String>,
+    /// Why some of them don't, where others do.
+    #[serde(default)]
+    pub not_all_why: Option<String>,
     /// Whether large files that are not here yet are read past the kernel's cache.
     pub direct_io: bool,
     /// Why they are not.
@@ -97,7 +102,13 @@ impl Ways {
             let _ = no_passthrough.set("--recheck hashes what is read, and the kernel would not".to_owned());
         }
         let direct = Direct::new(allowed.direct_io);
-        Self { no_passthrough, direct, read_ahead: OnceLock::new(), opened: Default::default() }
+        Self {
+            no_passthrough,
+            not_all: OnceLock::new(),
+            direct,
+            read_ahead: OnceLock::new(),
+            opened: Default::default(),
+        }
     }
 
     /// Whether complete files may pass through, as far as is known.
@@ -109,6 +120,13 @@ impl Ways {
     pub fn note_no_passthrough(&self, why: String) {
         if let Ok(()) = self.no_passthrough.set(why) {
             tracing::info!(why = self.no_passthrough.get(), "files are read through the kernel's cache");
+        }
+    }
+
+    /// Notes why a file does not pass through that others need not share.
+    pub fn note_not_all(&self, why: impl FnOnce() -> String) {
+        if self.not_all.get().is_none() {
+            let _ = self.not_all.set(why());
         }
     }
 
@@ -144,6 +162,7 @@ impl Ways {
         Report {
             passthrough: self.may_pass(),
             why: self.no_passthrough.get().cloned(),
+            not_all_why: self.not_all.get().filter(|_| self.may_pass()).cloned(),
             direct_io: direct_io_why.is_none(),
             direct_io_why,
             read_ahead: self.read_ahead.get().cloned(),

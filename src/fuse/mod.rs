@@ -7,7 +7,7 @@
 //!   (fuser sees to that), and a panic is caught here, so that it ends one request and not the event loop.
 //! - A read is answered in full or with an error: a short reply before the end would shrink the file in the kernel.
 //! - An inode is open in one mode at a time: see `open_modes`. Whether files pass through at all: `passthrough`.
-//! - Errors are logged here, once, with operation, path and causes. ENOENT, ENODATA and EOPNOTSUPP are answers, not errors.
+//! - Errors are logged here, with operation, path and causes, and no cause more than once a minute: see `told`. ENOENT, ENODATA and EOPNOTSUPP are answers, not errors.
 //!
 //! Who may enter is for the kernel to say (`default_permissions`, `allow_other`); fuser's own check stays off.
 
@@ -15,6 +15,7 @@ mod disk;
 mod open_modes;
 mod passthrough;
 mod requests;
+mod told;
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -22,7 +23,8 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
@@ -31,6 +33,7 @@ use crate::fs::trees::{Kernel, Trees};
 use crate::fs::ways::Ways;
 use crate::fs::{Fs, FsError, Ino};
 use passthrough::Files;
+use told::Told;
 
 /// Threads that take requests from the kernel. They only translate and copy, and more of them measured as noise.
 const EVENT_THREADS: usize = 2;
@@ -149,6 +152,9 @@ fn guard(operation: &'static str, callback: impl FnOnce()) {
     }
 }
 
+/// What was logged; a process serves one mount.
+static TOLD: LazyLock<Told> = LazyLock::new(Told::new);
+
 /// Logs why a request failed and says what the kernel is told. `name` is a name in the node, or empty.
 fn refusal(fs: &Trees, operation: &'static str, node: u64, name: &[u8], error: &FsError) -> fuser::Errno {
     use rustix::io::Errno;
@@ -161,10 +167,15 @@ fn refusal(fs: &Trees, operation: &'static str, node: u64, name: &[u8], error: &
             path = format!("{path}/{}", String::from_utf8_lossy(name));
         }
         let reason = crate::report::chain(error);
-        if is_answer {
-            tracing::trace!(operation, path, %errno, "{reason}");
-        } else {
-            tracing::error!(operation, path, %errno, "{reason}");
+        // Only what could not be had fails again and again without a fault of who asks.
+        let due = if matches!(error, FsError::Fetch(_)) { TOLD.due(&reason, Instant::now()) } else { Some(0) };
+        match due {
+            _ if is_answer => tracing::trace!(operation, path, %errno, "{reason}"),
+            None => tracing::debug!(operation, path, %errno, "{reason}"),
+            Some(0) => tracing::error!(operation, path, %errno, "{reason}"),
+            Some(times) => {
+                tracing::error!(operation, path, %errno, "{reason} (and {times} times more since this was last told)");
+            }
         }
     }
     fuser::Errno::from_i32(errno.raw_os_error())

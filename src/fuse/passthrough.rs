@@ -37,17 +37,21 @@ pub(super) fn negotiate(config: &mut KernelConfig, sample: &File) -> Result<(), 
 /// Tries it, once the connection is made. What this registers stays so until the connection ends: one file.
 pub(super) fn probe(device: impl AsFd, sample: &File) -> Result<(), String> {
     if !knows_o_direct(sample) {
-        return Err("the disk of the cache knows no O_DIRECT, which readers may want".to_owned());
+        return Err(no_o_direct("the cache"));
     }
-    BackingId::create_raw(device, sample).map(drop).map_err(|error| refusal(&error))
+    BackingId::create_raw(device, sample).map(drop).map_err(|error| refusal(&error, "the cache"))
 }
 
-/// Why the kernel does not take a file.
-fn refusal(error: &io::Error) -> String {
+fn no_o_direct(cache: &str) -> String {
+    format!("the disk of {cache} knows no O_DIRECT, which readers may want")
+}
+
+/// Why the kernel does not take a file of a cache.
+fn refusal(error: &io::Error, cache: &str) -> String {
     match Errno::from_io_error(error) {
         Some(Errno::PERM) => "the kernel lets only root pass files through (CAP_SYS_ADMIN), not this user".to_owned(),
-        Some(Errno::LOOP) => "the cache is on a stack of file systems that is too high for it".to_owned(),
-        _ => format!("the kernel refused a file of the cache: {error}"),
+        Some(Errno::LOOP) => format!("{cache} is on a stack of file systems that is too high for it"),
+        _ => format!("the kernel refused a file of {cache}: {error}"),
     }
 }
 
@@ -74,7 +78,13 @@ impl Files {
     pub(super) fn open(&self, node: INodeNo, opened: &Opened, reply: ReplyOpen) {
         let ways = &self.ways;
         let object = match &opened.via {
-            Via::Passthrough(object) if ways.may_pass() && self.disks.fit(object.file()) => Some(object),
+            Via::Passthrough(object) if ways.may_pass() => {
+                let fits = self.disks.fit(object.file());
+                if !fits {
+                    ways.note_not_all(|| no_o_direct(cache_of(object)));
+                }
+                fits.then_some(object)
+            }
             _ => None,
         };
         // There is nothing to flush, ever.
@@ -98,8 +108,9 @@ impl Files {
     fn register(&self, reply: &ReplyOpen, object: &Object) -> Option<BackingId> {
         let registered = reply.open_backing(object.file());
         let refused = |error: &io::Error| {
-            if Errno::from_io_error(error) == Some(Errno::PERM) {
-                self.ways.note_no_passthrough(refusal(error));
+            match Errno::from_io_error(error) {
+                Some(Errno::PERM) => self.ways.note_no_passthrough(refusal(error, "the cache")),
+                _ => self.ways.note_not_all(|| refusal(error, cache_of(object))),
             }
             tracing::debug!(%error, "a file is not passed through");
         };
@@ -110,6 +121,11 @@ impl Files {
     pub(super) fn release(&self, node: INodeNo) {
         self.modes.release(node.0);
     }
+}
+
+/// Where a file lies, for people.
+fn cache_of(object: &Object) -> &'static str {
+    if object.is_ours() { "the cache" } else { "a lower cache" }
 }
 
 /// The disks that files have been passed through from, and whether they know O_DIRECT: lower caches may lie on others.
@@ -144,6 +160,12 @@ mod tests {
 
     #[test]
     fn who_is_not_allowed_is_told_what_it_takes() {
-        assert!(refusal(&io::Error::from(Errno::PERM)).contains("CAP_SYS_ADMIN"));
+        assert!(refusal(&io::Error::from(Errno::PERM), "the cache").contains("CAP_SYS_ADMIN"));
+    }
+
+    #[test]
+    fn a_refusal_names_the_cache_that_it_is_about() {
+        let why = refusal(&io::Error::from(Errno::LOOP), "a lower cache");
+        assert_eq!(why, "a lower cache is on a stack of file systems that is too high for it");
     }
 }

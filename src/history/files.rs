@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use super::{Event, HistoryError, served};
@@ -43,8 +43,7 @@ pub(super) fn append(dir: &Path, keep: Option<Duration>, event: &Event) -> Resul
     };
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed(dir))?;
     let lock_file = dir.join("lock");
-    let mut options = OpenOptions::new();
-    let file = options.create(true).append(true).mode(0o600).open(&lock_file).map_err(failed(&lock_file))?;
+    let file = open(&lock_file, OpenOptions::new().create(true).append(true)).map_err(failed(&lock_file))?;
     let _lock = lock(file, FlockOperation::NonBlockingLockExclusive).map_err(failed(&lock_file))?;
     let live = dir.join(LIVE);
     // That old events stay is no reason to lose a new one.
@@ -66,15 +65,30 @@ pub(super) fn read(dir: &Path) -> Result<Vec<Event>, HistoryError> {
 
 /// Opens all files, oldest first, at a moment when none is moved. What is open stays readable.
 fn open_all(dir: &Path) -> io::Result<Vec<(PathBuf, File)>> {
-    let _lock = match File::open(dir.join("lock")) {
+    let _lock = match open_to_read(&dir.join("lock")) {
         Ok(file) => Some(lock(file, FlockOperation::NonBlockingLockShared)?),
         // A copy of the record may lack it; nobody writes there.
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
     let paths = closed(dir)?.into_iter().map(|(_, path)| path).chain([dir.join(LIVE)]);
-    let opened = paths.map(|path| File::open(&path).map(|file| (path, file)));
+    let opened = paths.map(|path| open_to_read(&path).map(|file| (path, file)));
     opened.filter(|opened| opened.as_ref().err().is_none_or(|e| e.kind() != io::ErrorKind::NotFound)).collect()
+}
+
+fn open_to_read(path: &Path) -> io::Result<File> {
+    open(path, OpenOptions::new().read(true))
+}
+
+/// Opens a file of the record. A pipe in its place would make us wait for its other end, and a link leads who knows where.
+fn open(path: &Path, how: &mut OpenOptions) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let opened = how.mode(0o600).custom_flags(flags).open(path);
+    // By its name, as what was not opened has no other.
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(io::Error::other("it is not a regular file; move it away, and a new one is made"));
+    }
+    opened
 }
 
 /// The closed files and their numbers, oldest first.
@@ -123,7 +137,7 @@ fn lock(file: File, operation: FlockOperation) -> io::Result<File> {
 /// Writes lines with one call, and waits for the disk. What a crash has left of a line is ended first, so that it does not
 /// take the next one with it.
 fn write<'a>(dir: &Path, live: &Path, events: impl IntoIterator<Item = &'a Event>) -> io::Result<()> {
-    let mut file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(live)?;
+    let mut file = open(live, OpenOptions::new().create(true).read(true).append(true))?;
     let is_new = file.metadata()?.len() == 0;
     let mut lines = Vec::new();
     if !is_new {
@@ -144,7 +158,7 @@ fn write<'a>(dir: &Path, live: &Path, events: impl IntoIterator<Item = &'a Event
 /// Closes the file where events go if it is large or old, and removes files that need not be kept. `now` is the time of the
 /// event that follows.
 fn rotate_if_due(dir: &Path, live: &Path, keep: Option<Duration>, now: Timestamp) -> io::Result<()> {
-    let file = match File::open(live) {
+    let file = match open_to_read(live) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
@@ -185,7 +199,7 @@ fn remove_old(
     let (mut old_files, mut old_events) = (Vec::new(), 0);
     let mut is_old = true;
     for (_, path) in files {
-        let found = events_in(File::open(&path)?)?;
+        let found = events_in(open_to_read(&path)?)?;
         // Where nothing can be read, a newer kitfs may have written.
         let last = match found.iter().map(|event| event.time).max() {
             Some(last) => last,

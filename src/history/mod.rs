@@ -80,7 +80,8 @@ pub struct Event {
     pub outcome: Outcome,
     /// The reference as it was typed; of a tag, the tag that was moved, in full.
     pub reference: String,
-    /// What is served, or what the tag points at, from then on; of an unmount, what was served last.
+    /// What is served, or what the tag points at, from then on, or would be if it had not failed, where that is known; of an
+    /// unmount, what was served last.
     pub digest: Option<Digest>,
     /// What was served, or what the tag pointed at, before.
     #[serde(default, skip_serializing_if = "Option::is_none")]

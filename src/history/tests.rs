@@ -324,3 +324,35 @@ fn a_span_includes_its_first_moment_and_not_its_end() {
     assert_eq!(served("2026-01-03"), [digest("b")]);
     assert_eq!(served("2026-01-04"), []);
 }
+
+#[test]
+fn what_is_no_file_in_the_place_of_one_is_refused_and_holds_nobody() {
+    for name in ["events.jsonl", "lock", "events-000001.jsonl"] {
+        let place = Place::new();
+        place.history().append(&at(1, Action::Mount, "a", "1")).expect("appended");
+        let path = place.file(name);
+        let elsewhere = place.dir.path().join("elsewhere");
+        fs::write(&elsewhere, "").expect("written");
+        let pipe = |path: &Path| rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RUSR).expect("a pipe");
+        let socket = |path: &Path| drop(std::os::unix::net::UnixListener::bind(path).expect("a socket"));
+        let link = |path: &Path| std::os::unix::fs::symlink(&elsewhere, path).expect("linked");
+        for what in ["pipe", "socket", "link"] {
+            let _ = fs::remove_file(&path);
+            match what {
+                "pipe" => pipe(&path),
+                "socket" => socket(&path),
+                _ => link(&path),
+            }
+            let refused = |error: HistoryError| {
+                let said = crate::report::chain(&error);
+                assert!(said.contains("it is not a regular file; move it away"), "{name}, a {what}: {said}");
+            };
+            refused(place.history().read().expect_err("refused"));
+            // A closed file is not opened to append.
+            if !name.starts_with("events-") {
+                refused(place.history().append(&at(2, Action::Mount, "a", "2")).expect_err("refused"));
+            }
+            assert_eq!(fs::read(&elsewhere).expect("reads"), b"", "{name}, a {what}");
+        }
+    }
+}

@@ -316,7 +316,9 @@ impl Writer {
     fn transfer(&self, source: &Arc<dyn Source>, blob: BlobId) -> Transfer {
         let (limits, received, fetched) = (self.limits.clone(), watch::Sender::new(0), Arc::default());
         let (persistence, memory) = (Persistence::UntilDeadline, self.memory.clone());
-        Transfer { source: source.clone(), blob, limits, received, persistence, fetched, memory }
+        // Nobody else waits for it.
+        let vain = Arc::default();
+        Transfer { source: source.clone(), blob, limits, received, persistence, fetched, memory, vain }
     }
 
     /// Sends the bytes that `open` gives. Where the target fails, it is tried again from the start.

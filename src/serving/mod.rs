@@ -233,6 +233,13 @@ impl Serving {
         }
     }
 
+    /// An event of a switch, by who asked for it.
+    fn event_of(&self, asked: &Asked, before: Digest) -> Event {
+        let event = Event { from: Some(before), ..self.event(asked.action) };
+        let user = asked.user.clone().filter(|user| !user.is_empty()).unwrap_or_else(|| event.user.clone());
+        Event { user, ..event }
+    }
+
     /// Writes an event down. Blocks. A record that can't be written is no reason not to serve.
     fn tell(&self, event: Event) {
         if let Err(error) = self.purpose.history.append(&event) {
@@ -257,27 +264,20 @@ impl Serving {
         }
         let before = self.served().digest;
         let typed = asked.typed.clone().unwrap_or_else(|| asked.reference.clone());
-        let prepared = self.prepare(&asked).await;
+        let resolved = self.opener.resolve(&asked.reference).await;
+        let digest = resolved.as_ref().ok().map(|resolved| resolved.digest).or(asked.reference.digest);
+        let prepared = match resolved {
+            Ok(resolved) => self.prepare(resolved, asked.prefetch).await,
+            Err(failure) => Err(failure),
+        };
         *self.coming.lock().unwrap_or_else(|held| held.into_inner()) = None;
         let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => {
                 let outcome = Outcome::Failed(failure.to_string());
-                self.note(Event {
-                    outcome,
-                    digest: None,
-                    trust: None,
-                    revision: None,
-                    from: Some(before),
-                    reference: typed.to_string(),
-                    user: asked
-                        .user
-                        .clone()
-                        .filter(|user| !user.is_empty())
-                        .unwrap_or_else(|| self.event(asked.action).user),
-                    ..self.event(asked.action)
-                })
-                .await;
+                let (reference, trust, revision) = (typed.to_string(), None, None);
+                let event = self.event_of(&asked, before);
+                self.note(Event { outcome, digest, trust, revision, reference, ..event }).await;
                 return Err(failure);
             }
         };
@@ -288,8 +288,8 @@ impl Serving {
     }
 
     /// Opens the kit, and makes it complete where that is asked for. What can't be read is not switched to.
-    async fn prepare(&self, asked: &Asked) -> Result<Prepared, NotServed> {
-        let opened = self.opener.open(&asked.reference, |step| tracing::info!("{step}")).await?;
+    async fn prepare(&self, resolved: Resolved, is_prefetched: bool) -> Result<Prepared, NotServed> {
+        let opened = self.opener.open_resolved(resolved, |step| tracing::info!("{step}")).await?;
         let Opened { fs, warnings, unasked } = opened;
         if let Some(why) = unasked {
             return Err(NotServed(format!("{} can't be read: {why}", fs.kit().resolved.pinned())));
@@ -298,7 +298,7 @@ impl Serving {
         // What is there already is served as it is.
         let there = self.trees.of(&fs.kit().resolved.digest).map(|live| live.fs().clone());
         let fs = there.unwrap_or_else(|| Arc::new(fs.read_like(&self.fs())));
-        if asked.prefetch {
+        if is_prefetched {
             self.complete(&fs).await?;
         }
         Ok(Prepared { fs, warnings, top })
@@ -357,9 +357,7 @@ impl Serving {
         // Another name of what was served already is nothing to tell.
         if before != served.digest {
             self.note_served();
-            let event = Event { from: Some(before), ..self.event(asked.action) };
-            let user = asked.user.filter(|user| !user.is_empty()).unwrap_or_else(|| event.user.clone());
-            self.note(Event { user, ..event }).await;
+            self.note(self.event_of(&asked, before)).await;
             self.rewrite_record(&typed, served.digest).await;
             if let Some(command) = &self.purpose.on_switch {
                 hook::run(command, &self.purpose.dir, &before, &served.digest);

@@ -2,7 +2,7 @@
 
 use super::NotServed;
 use crate::fetch::kit::Probed;
-use crate::fetch::{Access, Context, Kit, Request, resolve};
+use crate::fetch::{Access, Context, Kit, Request, Resolved, resolve};
 use crate::fs::{Fs, Ownership};
 use crate::reference::Reference;
 
@@ -34,9 +34,17 @@ impl Opener {
     /// Follows a reference and asks the kit's layers what they hold; `step` hears what is done.
     pub async fn open(&self, reference: &Reference, step: impl Fn(&str)) -> Result<Opened, NotServed> {
         step(&format!("resolving {reference}"));
+        let resolved = self.resolve(reference).await?;
+        self.open_resolved(resolved, step).await
+    }
+
+    pub(super) async fn resolve(&self, reference: &Reference) -> Result<Resolved, NotServed> {
         let request = Request { reference: reference.clone(), is_to_mount: true, ..self.request.clone() };
         let resolved = resolve(&self.context, &self.access, &request).await;
-        let resolved = resolved.map_err(|error| NotServed(self.access.why_not(reference, &error)))?;
+        resolved.map_err(|error| NotServed(self.access.why_not(reference, &error)))
+    }
+
+    pub(super) async fn open_resolved(&self, resolved: Resolved, step: impl Fn(&str)) -> Result<Opened, NotServed> {
         let kit = Kit::open(&self.context, resolved);
         step(&format!("reading the beginning of {} layers", kit.layers.len()));
         let mut tree = kit.skeleton();

@@ -452,6 +452,7 @@ impl LayerFetch {
             persistence: self.persistence(),
             fetched: self.fetched.clone(),
             memory: self.context.memory.clone(),
+            vain: self.context.vain.clone(),
         };
         usable.map(|(at, source)| (at, transfer(source))).collect()
     }
