@@ -32,8 +32,9 @@ use super::{Cache, CacheError, io_error};
 pub const WORTH: u64 = 4 << 20;
 /// So many bytes of a layer lie between two checkpoints at least: what is less is fetched again in a moment.
 const CHECKPOINT: u64 = 256 << 20;
-/// And so much time: a sync makes the disk a competitor of the wire, and what a fast one brings is done before it counts.
-const PAUSE: Duration = Duration::from_secs(2);
+/// And so much time: while the disk is synced, what is written waits for it, and with it the wire, for most of a second. So
+/// no fill that an open waits for has one, and a machine that fails costs ten seconds of the wire.
+const PAUSE: Duration = Duration::from_secs(10);
 
 const SYNCED: &str = "synced";
 /// Tells one boot of the machine from another.

@@ -54,7 +54,7 @@ pub struct Staging {
     lock: File,
     next: u64,
     /// What the next fill would need.
-    kept: Option<Kept>,
+    pub(super) kept: Option<Kept>,
     /// Whether what it holds may be for another fill.
     lasts: bool,
     touched: Instant,

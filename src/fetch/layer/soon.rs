@@ -19,7 +19,7 @@ use crate::fetch::{FetchError, Tier, Verify};
 const WAIT: Duration = Duration::from_secs(5);
 /// How often it is looked whether the rate still promises that it will do.
 const LOOK: Duration = Duration::from_millis(250);
-/// So long nothing at all may have come at its beginning: some round trips to a far registry, with a token.
+/// So long nothing at all may come: at its beginning, some round trips to a far registry, with a token.
 const SILENT: Duration = Duration::from_secs(1);
 /// A fill is begun for an open where the layer is no larger: a core hashes 1.7 GB/s, so that more can't be here within the
 /// wait, however fast the wire is.
@@ -66,39 +66,46 @@ impl LayerFetch {
     async fn filled_soon(self: &Arc<Self>) -> Result<Option<Arc<Index>>, FetchError> {
         let received = self.progress();
         let mut fill = std::pin::pin!(self.fill());
-        let (began, mut looked, mut before) = (Instant::now(), Instant::now(), *received.borrow());
+        let (began, mut seen) = (Instant::now(), *received.borrow());
+        let mut moved = began;
+        let mut measured = None;
         loop {
             tokio::select! {
                 biased;
                 filled = &mut fill => return filled.map(Some),
                 () = sleep(LOOK) => {}
             }
-            let now = *received.borrow();
-            let came = Came { bytes: now.saturating_sub(before), within: looked.elapsed() };
+            let (now, look) = (*received.borrow(), Instant::now());
+            if now != seen {
+                // From the first bytes on: what was before them is no rate. A pass begins to count anew.
+                if measured.is_none() || now < seen {
+                    measured = Some(Measured { since: look, from: now });
+                }
+                (seen, moved) = (now, look);
+            }
             let left = self.layer.size.saturating_sub(now);
-            let is_silent = came.bytes == 0 && began.elapsed() < SILENT;
-            // A pass begins to count anew.
-            let has_begun_anew = now < before;
-            if !is_silent && !has_begun_anew && !came.promises(left, WAIT.saturating_sub(began.elapsed())) {
+            let time = WAIT.saturating_sub(look - began);
+            let has_stalled = left > 0 && look - moved >= SILENT;
+            if has_stalled || measured.as_ref().is_some_and(|measured| !measured.promises(now, look, left, time)) {
                 return Ok(None);
             }
-            (looked, before) = (Instant::now(), now);
         }
     }
 }
 
-/// What came since the last look.
+/// Where the rate is measured from. All that came since counts, as what comes in one moment tells little: it stops for one
+/// when the disk or the processor is another's.
 #[derive(Debug, Clone, Copy)]
-struct Came {
-    bytes: u64,
-    within: Duration,
+struct Measured {
+    since: Instant,
+    from: u64,
 }
 
-impl Came {
+impl Measured {
     /// Whether, as things go, what is left comes in that time.
-    fn promises(self, left: u64, time: Duration) -> bool {
-        let taken = self.within.as_secs_f64() * left as f64 / self.bytes as f64;
-        left == 0 || taken <= time.as_secs_f64()
+    fn promises(&self, now: u64, look: Instant, left: u64, time: Duration) -> bool {
+        let (came, within) = ((now - self.from) as f64, (look - self.since).as_secs_f64());
+        within * left as f64 <= came * time.as_secs_f64()
     }
 }
 

@@ -21,6 +21,8 @@ struct Wire {
     pause: Duration,
     /// Sends nothing from this byte of the blob on.
     stops_at: u64,
+    /// Sends nothing for half a second before this MiB of the blob.
+    rests_at: u64,
     asked: AtomicUsize,
 }
 
@@ -46,7 +48,7 @@ impl Source for Wire {
 
     async fn blob(&self, _: &BlobId, range: Range<u64>) -> Result<ByteStream, SourceError> {
         self.asked.fetch_add(1, Ordering::Relaxed);
-        let (pause, stops_at) = (self.pause, self.stops_at);
+        let (pause, stops_at, rests_at) = (self.pause, self.stops_at, self.rests_at);
         let starts = (range.start..range.end).step_by(MIB as usize);
         let pieces =
             starts.map(|start| (start, self.bytes[start as usize..range.end.min(start + MIB) as usize].to_vec()));
@@ -54,7 +56,7 @@ impl Source for Wire {
             if start >= stops_at {
                 std::future::pending::<()>().await;
             }
-            sleep(pause).await;
+            sleep(if start == rests_at { 2 * LOOK } else { pause }).await;
             Ok(Unverified::new(piece))
         });
         Ok(Box::pin(sent))
@@ -80,7 +82,8 @@ fn bench(size: u64, change: impl FnOnce(&mut Wire, &mut Layer)) -> Bench {
     let bytes: Vec<u8> = (0..size).map(|at| (at / 11) as u8).collect();
     let format = Format::Raw { mode: 0o644, mtime: 0, stated_size: None };
     let mut layer = Layer { digest: Digest::of(&bytes), size, format, ..testing::layer("layer") };
-    let mut wire = Wire { bytes, pause: Duration::ZERO, stops_at: u64::MAX, asked: AtomicUsize::new(0) };
+    let asked = AtomicUsize::new(0);
+    let mut wire = Wire { bytes, pause: Duration::ZERO, stops_at: u64::MAX, rests_at: u64::MAX, asked };
     change(&mut wire, &mut layer);
     let dir = tempfile::tempdir().expect("temporary directory");
     let cache = Arc::new(Cache::open(&dir.path().join("cache")).expect("a cache"));
@@ -99,6 +102,14 @@ async fn an_open_waits_for_what_is_here_in_a_moment() {
     assert!(found.peek()[..] == wire.bytes[..]);
     let asked = wire.asked.load(Ordering::Relaxed);
     assert!(layer.whole_soon(0).await.is_some() && asked == wire.asked.load(Ordering::Relaxed), "it is here");
+}
+
+#[tokio::test]
+async fn a_rest_on_the_way_is_no_slow_wire() {
+    let Bench { layer, .. } = bench(14 * MIB, |wire, _| {
+        (wire.pause, wire.rests_at) = (Duration::from_millis(100), 11 * MIB);
+    });
+    assert!(layer.whole_soon(0).await.is_some());
 }
 
 #[tokio::test]
