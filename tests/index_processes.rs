@@ -267,7 +267,7 @@ fn a_registry_that_goes_silent_is_etimedout_in_time_while_what_is_cached_is_serv
     let mount = kitfs.mount(&kit.reference, &["--read-timeout", TIMEOUT]);
     let file = open_random(&mount.path("w/a.bin"));
     assert_part(&file, &bytes, 0, MIB);
-    for fault in [Fault::Silence, Fault::Hang { after: 1000 }] {
+    for (fault, after) in [(Fault::Silence, 2), (Fault::Hang { after: 1000 }, 3)] {
         server.fault(kit.layers[0], fault.clone());
         let start = Instant::now();
         let timed_out = |outcome: io::Result<()>| {
@@ -290,6 +290,8 @@ fn a_registry_that_goes_silent_is_etimedout_in_time_while_what_is_cached_is_serv
             timed_out(small.join().expect("ends"));
         });
         server.heal(kit.layers[0]);
+        // Not at once: for a moment it is not asked.
+        eventually("the registry is asked again", || file.read_exact_at(&mut [0; 4096], after * MIB as u64).is_ok());
     }
     assert_small(&mount, 2);
     assert!(fs::read(mount.path("w/a.bin")).expect("reads") == bytes);
