@@ -14,7 +14,7 @@ use super::progress::Progress;
 use super::{Failure, ls, tags, walk};
 use crate::archive::index::annotations::{DIGEST, HEAD, SIZE};
 use crate::digest::Digest;
-use crate::fetch::tags::Repository;
+use crate::fetch::resolve::tags::Repository;
 use crate::fetch::{Access, Context, FetchError, Kit, LayerFetch, Resolved, resolve_digest};
 use crate::fs::{Attr, Fs};
 use crate::modelkit::error::ModelKitError;

@@ -12,7 +12,7 @@ use super::output::{self, Output, printable};
 use super::progress::Steps;
 use super::{Failure, kits};
 use crate::digest::Digest;
-use crate::fetch::tags::{Repository, Tag, Tagged, TaggedKind};
+use crate::fetch::resolve::tags::{Repository, Tag, Tagged, TaggedKind};
 use crate::fetch::{Access, Context, FetchError, Limits, Verify};
 use crate::reference::{Location, Reference};
 use crate::source::SourceError;

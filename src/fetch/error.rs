@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::policy::Refusal;
-use super::trust::BadReferrer;
+use super::resolve::policy::Refusal;
+use super::resolve::trust::BadReferrer;
 use crate::archive::index::{IndexError, InvalidList};
 use crate::archive::inflate::InflateError;
 use crate::archive::listing::Contradiction;

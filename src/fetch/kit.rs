@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 
-use super::first_reads::FIRST_READS;
 use super::layer::LayerFetch;
+use super::listing::Probe;
 use super::resolve::Resolved;
+use super::resolve::first_reads::FIRST_READS;
 use super::{Context, FetchError, Named, Tier};
-use crate::fetch::listing::Probe;
 use crate::tree::{Conflict, Origin, Tree};
 
 /// A kit whose layers can be asked.

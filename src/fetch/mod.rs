@@ -1,82 +1,51 @@
 //! From a reference to verified content: the work between the names of a kit and the bytes of its layers.
 //!
-//! - [`resolve`](mod@resolve): reference → manifest → config → plan, with parents, all by digest.
-//! - `documents`: the manifests, configs and referrers for that: asked for, hashed, kept.
-//! - `first_reads`: what a mount will read of the layers, asked for while the config comes.
-//! - `last_seen`: what a tag was, where its registry does not say what it is.
-//! - [`tags`]: all tags of a repository, and what they point at.
+//! - [`resolve`](mod@resolve): reference → manifest → config → plan, with parents, all by digest; who is trusted and what
+//!   may be asked for.
 //! - [`kit`]: an opened kit: its layers, and what is known of them.
 //! - [`layer`]: one layer: what its root is, what it holds, its content; each a single [`flight`] for all who ask.
 //! - [`listing`]: names and sizes from headers read by range, not yet proved.
 //! - [`named`]: an index that the kit, or a referrer that the user trusts, names: fetched and proved.
-//! - [`mod@record`]: what belongs to a kit, for the cache.
-//! - [`trust`]: who vouches for which index; [`policy`]: what may be asked for at all; [`repositories`]: patterns of
-//!   repositories for both.
-//! - [`mod@pass`]: a whole layer read once, and hashed; [`cut`]: cut into files; [`stage`]: those on their way to the disk.
-//! - [`fill`]: a pass that keeps the files, once the digest held; [`replay`]: what an interrupted one has left.
-//! - [`chunks`]: a file that is filled chunk by chunk; [`open_files`]: all of them.
-//! - [`requests`]: getting the chunks that are missing; [`queue`]: which ones next; [`ahead`]: which ones before they are
+//! - [`chunks`]: files that are filled chunk by chunk, where an index proves them; which ones come next, and before they are
 //!   asked for.
-//! - [`sequence`]: getting them from a layer that can only be read from its start on.
-//! - `staged`: what a fill has written so far, for `--verify=stream`.
+//! - [`fill`]: a layer that is fetched whole, hashed and cut into files; what an interrupted one has left.
+//! - [`transfer`]: bytes of a blob, in ranges or in order, with retries.
 //! - [`memory`]: what all of this may hold at once.
 //! - [`mod@pull`]: all of a kit in the cache, to stay there if that is wanted.
-//! - [`vain`]: what was waited for in vain a moment ago.
-//! - [`transfer`]: ranges with retries; [`ordered`]: a blob's bytes in order, over several ranges in flight.
 //!
 //! Every wait here has a deadline ([`Limits`]) and every task outlives the reader who started it.
 
-pub mod ahead;
 pub mod chunks;
-pub mod cut;
-mod documents;
 pub mod error;
 pub mod fill;
-mod first_reads;
 pub mod flight;
 pub mod kit;
-mod last_seen;
 pub mod layer;
 pub mod listing;
 pub mod memory;
 pub mod named;
-pub mod open_files;
-pub mod ordered;
-pub mod pass;
-pub mod policy;
 pub mod pull;
-pub mod queue;
-pub mod record;
-pub mod replay;
-pub mod repositories;
-pub mod requests;
 pub mod resolve;
-pub mod sequence;
-pub mod stage;
-mod staged;
-pub mod tags;
 pub mod transfer;
-pub mod trust;
-pub mod vain;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 
-pub use documents::{Origin, config, manifest};
+use chunks::open_files::OpenFiles;
 pub use error::{ArchiveError, BadIndex, FetchError};
 pub use kit::{Kit, Probed};
-pub use last_seen::{LastSeen, Why};
 pub use layer::{LayerFetch, Pace, Tier};
 use memory::Memory;
 pub use named::Named;
-use open_files::OpenFiles;
-pub use policy::{Policy, Refusal};
-pub use repositories::{RegistryPattern, RepositoryPattern};
+pub use resolve::documents::{Origin, config, manifest};
+pub use resolve::last_seen::{LastSeen, Why};
+pub use resolve::policy::{Policy, Refusal};
+pub use resolve::repositories::{RegistryPattern, RepositoryPattern};
+pub use resolve::trust::Trust;
 pub use resolve::{Access, Request, Resolved, ResolvedDigest, resolve, resolve_digest};
-pub use trust::Trust;
-use vain::Vain;
+use transfer::vain::Vain;
 
 use crate::cache::{Cache, CacheError};
 

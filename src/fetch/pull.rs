@@ -210,7 +210,7 @@ async fn look_for_indexes(kit: &Kit) {
 
 /// What belongs to a kit, as it was asked for.
 fn record(kit: &Kit, kept: bool) -> KitRecord {
-    let mut record = super::record::record(&kit.resolved);
+    let mut record = super::resolve::record::record(&kit.resolved);
     record.layers.iter_mut().for_each(|layer| layer.kept = kept);
     record
 }

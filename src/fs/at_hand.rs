@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use lru::LruCache;
 
+use crate::fetch::chunks::open_files::share;
 use crate::fetch::layer::Content;
-use crate::fetch::open_files::share;
 
 /// Files of the cache kept at hand; fewer where the process may open few.
 const MOST: usize = 256;
@@ -108,8 +108,8 @@ mod tests {
 
     use super::*;
     use crate::cache::Cache;
+    use crate::fetch::chunks::open_files::OpenFiles;
     use crate::fetch::memory::Memory;
-    use crate::fetch::open_files::OpenFiles;
     use crate::object::ChunkList;
 
     #[test]

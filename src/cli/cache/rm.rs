@@ -12,7 +12,7 @@ use super::super::output::{self, Output};
 use super::{Outcome, mounted, name};
 use crate::cache::{Cache, KitRecord};
 use crate::digest::Digest;
-use crate::fetch::record::absolute;
+use crate::fetch::resolve::record::absolute;
 use crate::inventory::{Inventory, KitState};
 use crate::reference::Reference;
 

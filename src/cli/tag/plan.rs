@@ -8,7 +8,7 @@ use super::targets::Place;
 use super::{Origin, Tools};
 use crate::cli::Failure;
 use crate::digest::Digest;
-use crate::fetch::tags::Tag;
+use crate::fetch::resolve::tags::Tag;
 use crate::fetch::transfer::retried;
 use crate::fetch::{self, Access, FetchError};
 use crate::publish::moves::{Role, Rules, Step, Wanted};
@@ -189,7 +189,8 @@ impl Part {
         if asked > ASKED {
             return Err(Failure::failed(format!("it has {asked} more tags, a request each")));
         }
-        let repository = fetch::tags::Repository::open(&tools.context, &tools.access, &self.repository.location)?;
+        let repository =
+            fetch::resolve::tags::Repository::open(&tools.context, &tools.access, &self.repository.location)?;
         let ignore = |why: String| tracing::debug!(why, "a tag that can't be told what it leads to");
         let pointed = repository.point(tags, || (), ignore).await?;
         Ok(pointed.into_iter().filter_map(|tag| tag.digest).collect())
@@ -225,7 +226,7 @@ impl Repository {
         if self.source.is_none() {
             return Ok(Vec::new());
         }
-        let repository = fetch::tags::Repository::open(&tools.context, &tools.access, &self.location)?;
+        let repository = fetch::resolve::tags::Repository::open(&tools.context, &tools.access, &self.location)?;
         Ok(found(repository.tags().await)?.unwrap_or_default())
     }
 }

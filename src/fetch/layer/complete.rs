@@ -23,8 +23,8 @@ use crate::archive::index::Chunks;
 use crate::cache::{Cache, CacheError, Standing};
 use crate::fetch::FetchError;
 use crate::fetch::chunks::Wait;
-use crate::fetch::queue::SHORT;
-use crate::fetch::requests::{REQUEST, Want};
+use crate::fetch::chunks::queue::SHORT;
+use crate::fetch::chunks::requests::{REQUEST, Want};
 use crate::modelkit::Compression;
 use crate::object::ObjectDigest;
 

@@ -9,11 +9,11 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use super::LayerFetch;
 use super::complete::Pace;
-use crate::fetch::ahead::WIDEST;
 use crate::fetch::chunks::Chunked;
-use crate::fetch::queue::SHORT;
-use crate::fetch::requests::{self, Supply, Want};
-use crate::fetch::sequence::Reading;
+use crate::fetch::chunks::ahead::WIDEST;
+use crate::fetch::chunks::queue::SHORT;
+use crate::fetch::chunks::requests::{self, Supply, Want};
+use crate::fetch::chunks::sequence::Reading;
 use crate::object::CHUNK_SIZE;
 
 /// So many bytes may wait to be read ahead in a layer, for all of its readers, before the windows of further ones are narrow:

@@ -33,13 +33,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 
 use tokio::sync::{mpsc, watch};
 
+use super::chunks::queue::Queue;
+use super::chunks::sequence::Sequence;
+use super::fill::staged::{StagedView, Unstaged};
 use super::fill::{self, Fill};
 use super::flight::Flight;
 use super::listing::{Listing, Probe};
 use super::named::Named;
-use super::queue::Queue;
-use super::sequence::Sequence;
-use super::staged::{StagedView, Unstaged};
 use super::transfer::{Persistence, Transfer};
 use super::{Context, FetchError, Verify};
 use crate::archive::index::{Head, Index};

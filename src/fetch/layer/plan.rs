@@ -14,7 +14,7 @@ use crate::archive::index::{Chunks, Index};
 use crate::cache::{CacheError, Standing};
 use crate::fetch::Context;
 use crate::fetch::chunks::Chunked;
-use crate::fetch::requests::joins;
+use crate::fetch::chunks::requests::joins;
 use crate::object::ObjectDigest;
 
 /// A file that is not on the cache's disk under its name.

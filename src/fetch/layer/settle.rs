@@ -14,9 +14,9 @@ use super::{Known, LayerFetch, Pace, Tier};
 use crate::archive::index::Head;
 use crate::cache::CachedRange;
 use crate::fetch::FetchError;
-use crate::fetch::ordered::Ordered;
-use crate::fetch::pass::{Failure, pass};
+use crate::fetch::fill::pass::{Failure, pass};
 use crate::fetch::transfer::Transfer;
+use crate::fetch::transfer::ordered::Ordered;
 use crate::modelkit::Compression;
 use crate::object::ObjectDigest;
 

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use super::LayerFetch;
 use super::complete::Pace;
 use crate::archive::index::{Chunks, Head};
-use crate::fetch::ahead::Streams;
-use crate::fetch::requests::{GAP, Want};
+use crate::fetch::chunks::ahead::Streams;
+use crate::fetch::chunks::requests::{GAP, Want};
 use crate::object::CHUNK_SIZE;
 
 /// A file of one chunk is fetched with what lies in the same window of the layer, aligned to this: that of [`Streams`].

@@ -8,9 +8,9 @@ use tokio::task::AbortHandle;
 
 use super::{Known, LayerFetch, Pace};
 use crate::archive::index::Index;
+use crate::fetch::fill::pass::{Failure, pass};
 use crate::fetch::fill::{at_rest, index_key, known_index};
 use crate::fetch::listing::Probe;
-use crate::fetch::pass::{Failure, pass};
 use crate::fetch::transfer::Transfer;
 use crate::fetch::{FetchError, while_progressing};
 

@@ -9,13 +9,13 @@ use std::ops::Range;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{mpsc, watch};
 
-use super::FetchError;
-use super::ordered::Ordered;
 use crate::archive::EntryKind;
 use crate::archive::walker::{Caps, Step, TarError, Walker};
 use crate::cache::resume::{Beside, LeftFile, Reached, WORTH};
 use crate::cache::{CacheError, Left};
 use crate::digest::Unverified;
+use crate::fetch::FetchError;
+use crate::fetch::transfer::ordered::Ordered;
 use crate::modelkit::{Compression, Format, Layer};
 
 /// What is handed on at once.

@@ -14,10 +14,10 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::FetchError;
-use super::memory::Share;
-use super::transfer::{PROGRESS, Pause, Transfer};
+use super::{PROGRESS, Pause, Transfer};
 use crate::digest::Unverified;
+use crate::fetch::FetchError;
+use crate::fetch::memory::Share;
 use crate::source::{ByteStream, SourceError};
 
 /// One ranged request: from 4 to 16 MiB is where registries are fastest.

@@ -4,9 +4,7 @@
 
 use bytes::Bytes;
 
-use super::listing::raw_entry;
 use super::stage::{Batch, Step};
-use super::{ArchiveError, FetchError};
 use crate::archive::chunk::{Chunker, Content};
 use crate::archive::index::{Index, IndexEntry, LayerFacts, LayerFormat};
 use crate::archive::stream::{Event, StreamWalker};
@@ -14,6 +12,8 @@ use crate::archive::walker::{Caps, Warning};
 use crate::archive::{Entry, EntryKind};
 use crate::cache::CacheError;
 use crate::digest::{Digest, StreamHasher};
+use crate::fetch::listing::raw_entry;
+use crate::fetch::{ArchiveError, FetchError};
 use crate::modelkit::{Compression, Format, Layer};
 use crate::object::ObjectDigest;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Serialize, Serializer};
 
-use super::FetchError;
+use crate::fetch::FetchError;
 use crate::units::{format_duration, timestamp};
 
 /// That a tag's digest is not what the registry says now, but what stood in for that.

@@ -1,4 +1,4 @@
-//! Fetching a layer whole: a [`pass`](super::pass) over all of it, its files staged.
+//! Fetching a layer whole: a [`pass`](mod@pass) over all of it, its files staged.
 //!
 //! When the digest holds, the staged files become objects, readers are served, and the commit to disk follows in the
 //! background. One process fills a layer at a time; the others wait as long as it makes progress, and one of them goes on
@@ -7,6 +7,16 @@
 //!
 //! Where there is no room for the files, the layer is read for its index alone, by which its files are read in parts
 //! afterwards: the wire is paid twice.
+//!
+//! - [`mod@pass`]: a whole layer read once, and hashed; [`cut`]: cut into files; [`stage`]: those on their way to the disk.
+//! - [`replay`]: what an interrupted fill has left.
+//! - `staged`: what one has written so far, for `--verify=stream`.
+
+pub mod cut;
+pub mod pass;
+pub mod replay;
+pub mod stage;
+pub(super) mod staged;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,10 +25,6 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, watch};
 
-use super::pass::{Failure, Passed, Staged, pass};
-use super::replay::{self, Replay, Unusable};
-use super::stage::Files;
-use super::staged::{StagedView, Unstaged};
 use super::transfer::Transfer;
 use super::{Context, FetchError};
 use crate::archive::index::{Index, LayerFormat};
@@ -26,6 +32,10 @@ use crate::cache::{Cache, CacheError, Sealed, Staging};
 use crate::digest::Digest;
 use crate::modelkit::{Compression, Layer};
 use crate::object::ObjectDigest;
+use pass::{Failure, Passed, Staged, pass};
+use replay::{Replay, Unusable};
+use stage::Files;
+use staged::{StagedView, Unstaged};
 
 /// A fill above this size is announced in the log with its remedy.
 const ANNOUNCED: u64 = 1 << 30;

@@ -1,12 +1,23 @@
 //! Files that are filled chunk by chunk, shared by all of the process that read the same content, of whatever kit.
 //!
 //! A missing chunk is claimed by one reader; the others wait for the same answer. Who holds a [`Claim`] looks whether
-//! the chunk is on the disk after all (another process may have written it) and else fetches it ([`super::requests`]).
+//! the chunk is on the disk after all (another process may have written it) and else fetches it ([`requests`]).
 //! The bytes are verified, written, and then answered from the file: that is faster than from memory, which goes to the
 //! next chunk meanwhile. Where the cache has no room at once they are answered from memory, and written then.
 //!
+//! - [`requests`]: getting the chunks that are missing; [`queue`]: which ones next; [`ahead`]: which ones before they are
+//!   asked for.
+//! - [`sequence`]: getting them from a layer that can only be read from its start on.
+//! - [`open_files`]: all files that are filled, and those that wait to be made durable.
+//!
 //! Locks: plain mutexes around the slots and the streams of a file, each held for a look or a note, none across an
 //! await, none while another is held, but for what is verified or unwritten, which is looked at under the slots.
+
+pub mod ahead;
+pub mod open_files;
+pub mod queue;
+pub mod requests;
+pub mod sequence;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -18,11 +29,11 @@ use lru::LruCache;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::FetchError;
-use super::ahead::Streams;
 use super::flight::Outcome;
 use crate::cache::{Cache, CacheError, CachedRange, Object, Partial};
 use crate::digest::{Hashed, Mismatch, Verified};
 use crate::object::{CHUNK_SIZE, ChunkList, ObjectDigest, VerifiedChunk};
+use ahead::Streams;
 
 /// Verified bytes of a file, in memory or in the cache.
 #[derive(Debug, Clone)]
@@ -405,5 +416,4 @@ fn unwritten(chunks: &Unwritten) -> MutexGuard<'_, LruCache<(ObjectDigest, u64),
 }
 
 #[cfg(test)]
-#[path = "chunks_tests.rs"]
 mod tests;

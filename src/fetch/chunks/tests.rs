@@ -3,8 +3,8 @@ use std::os::unix::fs::FileExt as _;
 use super::*;
 use crate::digest::{Digest, Unverified};
 use crate::fetch::Limits;
+use crate::fetch::chunks::open_files::OpenFiles;
 use crate::fetch::memory::Memory;
-use crate::fetch::open_files::OpenFiles;
 
 fn file() -> (tempfile::TempDir, Arc<Cache>, Arc<OpenFiles>, Arc<Chunked>) {
     let dir = tempfile::tempdir().expect("a directory");

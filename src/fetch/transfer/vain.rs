@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::transfer::GivenUp;
+use super::GivenUp;
 use crate::digest::Digest;
 
 /// So long it is not asked again: longer than the kernel takes to tell a crowd of threads, and a source that is back is back

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::documents::Documents;
-use super::resolve::sources;
-use super::{Access, Context, FetchError};
+use super::sources;
 use crate::digest::Digest;
+use crate::fetch::{Access, Context, FetchError};
 use crate::modelkit::error::ModelKitError;
 use crate::modelkit::manifest::Document;
 use crate::reference::Location;

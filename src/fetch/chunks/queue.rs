@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
-use super::chunks::Chunked;
+use super::Chunked;
 use super::requests::{REQUEST, Want, joins};
 use crate::object::CHUNK_SIZE;
 
@@ -159,8 +159,8 @@ mod tests {
     use crate::cache::Cache;
     use crate::digest::Digest;
     use crate::fetch::chunks::Wait;
+    use crate::fetch::chunks::open_files::OpenFiles;
     use crate::fetch::memory::Memory;
-    use crate::fetch::open_files::OpenFiles;
     use crate::object::ChunkList;
 
     const MIB: u64 = 1 << 20;

@@ -1,9 +1,9 @@
 //! What belongs to a kit that was resolved, for the cache's own record of it.
 
-use super::Resolved;
 use super::documents::Documents;
-use super::fill::index_key;
 use crate::cache::{KitRecord, LayerRecord};
+use crate::fetch::Resolved;
+use crate::fetch::fill::index_key;
 use crate::modelkit::Layer;
 use crate::reference::{Location, Reference};
 

@@ -7,8 +7,8 @@
 
 use std::fmt;
 
-use super::{FetchError, RegistryPattern, RepositoryPattern};
 use crate::digest::Digest;
+use crate::fetch::{FetchError, RegistryPattern, RepositoryPattern};
 use crate::reference::{Location, Reference};
 use crate::tagging::TagPattern;
 

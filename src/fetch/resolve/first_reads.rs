@@ -20,13 +20,13 @@ use async_trait::async_trait;
 use tokio::task::JoinHandle;
 
 use super::documents::Origin;
-use super::fill::index_key_of;
-use super::listing::BEGINNING;
-use super::{Context, FetchError, Trust, Verify};
 use crate::archive::index::LayerFormat;
 use crate::archive::index::annotations::Pin;
 use crate::cache::Small;
 use crate::digest::{Digest, Unverified};
+use crate::fetch::fill::index_key_of;
+use crate::fetch::listing::BEGINNING;
+use crate::fetch::{Context, FetchError, Trust, Verify};
 use crate::modelkit::filter::Filters;
 use crate::modelkit::manifest::{Content, Manifest};
 use crate::source::{Away, BlobId, ByteStream, Source, SourceError};
@@ -34,7 +34,7 @@ use crate::source::{Away, BlobId, ByteStream, Source, SourceError};
 /// First reads in flight at once: mounting waits for them, each more wave of them is a round trip, and a kit has tens of
 /// layers. A read has a few KiB, so what a registry feels is the connections; it sees them once a mount, and most are closed
 /// right after (`source` keeps few idle).
-pub(super) const FIRST_READS: usize = 128;
+pub(in crate::fetch) const FIRST_READS: usize = 128;
 /// A longer head is read when its layer is: what was begun is held in the connection's buffers until it is taken.
 const LONGEST: u64 = 64 << 10;
 
@@ -136,7 +136,7 @@ impl fmt::Debug for Begun {
 
 impl Begun {
     /// Gives up what nobody has taken.
-    pub(super) fn give_up(&self) {
+    pub(in crate::fetch) fn give_up(&self) {
         self.openings().clear();
     }
 

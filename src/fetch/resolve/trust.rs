@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::documents::{Documents, Origin};
 use super::last_seen::LastSeen;
-use super::named::Named;
-use super::{FetchError, RepositoryPattern, Tier};
 use crate::archive::index::annotations::{InvalidPin, MEDIA_TYPE, Pin};
 use crate::digest::Digest;
+use crate::fetch::named::Named;
+use crate::fetch::{FetchError, RepositoryPattern, Tier};
 use crate::modelkit::Plan;
 use crate::modelkit::error::ModelKitError;
 use crate::modelkit::referrer::Referrer;

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use lru::LruCache;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::chunks::{Chunked, Unwritten};
-use super::memory::Memory;
+use super::{Chunked, Unwritten};
 use crate::cache::{Cache, Partial};
+use crate::fetch::memory::Memory;
 use crate::object::{ChunkList, ObjectDigest};
 
 /// So many files may wait to be made durable, each with its descriptor, before those who would add to them wait as well;

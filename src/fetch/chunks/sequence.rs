@@ -14,13 +14,13 @@ use futures_util::StreamExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
-use super::chunks::{Chunked, Claim};
 use super::requests::{Want, verify};
-use super::transfer::Transfer;
-use super::{ArchiveError, Context, FetchError};
+use super::{Chunked, Claim};
 use crate::archive::index::Index;
 use crate::archive::inflate::{self, InflateError, Inflater};
 use crate::digest::Mismatch;
+use crate::fetch::transfer::Transfer;
+use crate::fetch::{ArchiveError, Context, FetchError};
 use crate::modelkit::{Compression, Layer};
 use crate::object::CHUNK_SIZE;
 

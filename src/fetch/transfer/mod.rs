@@ -1,7 +1,11 @@
-//! Bytes from a source, resumed and retried: see [`super::ordered`] for those of a blob in order.
+//! Bytes from a source, resumed and retried: ranges here, a blob's bytes in order, over several ranges in flight, in
+//! [`ordered`]; [`vain`]: what was waited for in vain a moment ago.
 //!
 //! Progress means [`PROGRESS`] bytes or the end of what was asked for: a peer that sends a byte a second makes none.
 //! Without progress for the read timeout a transfer ends in [`FetchError::Timeout`] or in its source's last error.
+
+pub mod ordered;
+pub mod vain;
 
 use std::future::Future;
 use std::ops::Range;
@@ -14,10 +18,10 @@ use futures_util::TryStreamExt as _;
 use tokio::sync::watch;
 
 use super::memory::Memory;
-use super::vain::Vain;
 use super::{FetchError, Limits};
 use crate::digest::Unverified;
 use crate::source::{BlobId, ByteStream, Source, SourceError};
+use vain::Vain;
 
 /// So many bytes count as progress (design section 5: at least 64 KiB in 10 s).
 pub(super) const PROGRESS: u64 = 64 << 10;

@@ -1,15 +1,28 @@
 //! From a reference to a plan: tag to digest once, manifest and config by digest and hashed here, parents likewise.
 //!
 //! Below this module there are only digests.
+//!
+//! - `documents`: the manifests, configs and referrers for that: asked for, hashed, kept.
+//! - `first_reads`: what a mount will read of the layers, asked for while the config comes.
+//! - `last_seen`: what a tag was, where its registry does not say what it is; [`tags`]: all tags of a repository.
+//! - [`trust`]: who vouches for which index; [`policy`]: what may be asked for at all; [`repositories`]: patterns of
+//!   repositories for both.
+//! - [`mod@record`]: what belongs to a kit, for the cache.
+
+pub(super) mod documents;
+pub(super) mod first_reads;
+pub(super) mod last_seen;
+pub mod policy;
+pub mod record;
+pub mod repositories;
+pub mod tags;
+pub mod trust;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::documents::{Documents, Origin};
-use super::first_reads::{self, Begun};
-use super::last_seen::LastSeen;
 use super::named::Named;
-use super::{Context, FetchError, Policy, Refusal, Trust, record, trust};
+use super::{Context, FetchError, Policy, Refusal, Trust};
 use crate::digest::{Digest, Verified};
 use crate::modelkit::filter::Filters;
 use crate::modelkit::index::{ImageIndex, Platform};
@@ -20,6 +33,9 @@ use crate::modelkit::{KitfileSource, Plan};
 use crate::reference::{Location, Reference};
 use crate::report::chain;
 use crate::source::{self, BlobId, Connection, KitStorage, Source, SourceError};
+use documents::{Documents, Origin};
+use first_reads::Begun;
+use last_seen::LastSeen;
 
 /// What the user asks for.
 #[derive(Debug, Clone)]

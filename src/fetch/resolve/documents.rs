@@ -15,10 +15,10 @@ use futures_util::TryStreamExt as _;
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
-use super::transfer::{ATTEMPTS, attempted};
-use super::{Context, FetchError};
 use crate::cache::{Cache, CacheError, LastKnown, Small};
 use crate::digest::{Digest, Unverified, Verified};
+use crate::fetch::transfer::{ATTEMPTS, attempted};
+use crate::fetch::{Context, FetchError};
 use crate::modelkit::manifest::MAX_CONFIG;
 use crate::report::chain;
 use crate::source::{BlobId, Source, SourceError};

@@ -13,8 +13,8 @@ use crate::archive::testing::{Tar, content_of};
 use crate::archive::testing_trees::{pack, tree};
 use crate::cache::{Cache, StagedNumber, Staging};
 use crate::digest::Digest;
-use crate::fetch::cut::{CutError, Cutter};
-use crate::fetch::stage::{Batch, Files, Stager};
+use crate::fetch::fill::cut::{CutError, Cutter};
+use crate::fetch::fill::stage::{Batch, Files, Stager};
 use crate::modelkit::testing;
 use crate::object::ObjectDigest;
 

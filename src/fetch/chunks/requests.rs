@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::chunks::{Accepted, Chunked, Claim};
-use super::memory::{Buffer, Place};
-use super::transfer::Transfer;
-use super::{Context, FetchError};
+use super::{Accepted, Chunked, Claim};
 use crate::digest::{Gathering, Hashed, Mismatch, Unverified};
+use crate::fetch::memory::{Buffer, Place};
+use crate::fetch::transfer::Transfer;
+use crate::fetch::{Context, FetchError};
 
 /// The longest request: from 4 to 16 MiB is where registries are fastest.
 pub const REQUEST: u64 = 16 << 20;
@@ -124,7 +124,7 @@ impl Supply {
 }
 
 /// Takes what is on the disk: what is missing, and the files that are complete.
-pub(super) async fn on_disk(wants: Vec<Want>) -> (Vec<Want>, Vec<Arc<Chunked>>) {
+pub(in crate::fetch) async fn on_disk(wants: Vec<Want>) -> (Vec<Want>, Vec<Arc<Chunked>>) {
     // Claims that are lost are told to those who wait.
     tokio::task::spawn_blocking(move || look(wants)).await.unwrap_or_default()
 }

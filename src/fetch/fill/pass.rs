@@ -13,14 +13,14 @@ use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::FetchError;
 use super::cut::{Cut, CutError, Cutter};
-use super::ordered::Ordered;
 use super::stage::{Batch, Files, Stager};
 use crate::archive::index::Index;
 use crate::archive::inflate::{self, Inflater};
 use crate::cache::{CacheError, StagedNumber, Staging};
 use crate::digest::{Mismatch, Proof, StreamHasher};
+use crate::fetch::FetchError;
+use crate::fetch::transfer::ordered::Ordered;
 use crate::modelkit::{Compression, Layer};
 use crate::object::ObjectDigest;
 
@@ -87,7 +87,7 @@ impl From<FetchError> for Failure {
     }
 }
 
-/// Reads a layer. `max_inflated` as in [`super::Limits`].
+/// Reads a layer. `max_inflated` as in [`crate::fetch::Limits`].
 pub async fn pass(
     layer: &Layer,
     max_inflated: Option<u64>,
