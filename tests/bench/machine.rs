@@ -69,6 +69,13 @@ fn kilobytes(text: &str, name: &str) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kB") << 10
 }
 
+/// How many bytes a process has written; none of one that has ended.
+pub fn written_by(process: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/io")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("wchar: "));
+    line.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
 /// The seconds of CPU that a process has used.
 pub fn cpu_of(process: u32) -> f64 {
     times(&format!("/proc/{process}/stat"))[..2].iter().sum()
