@@ -231,6 +231,9 @@ fn events_are_found_by_place_reference_digest_label_and_time() {
     assert_eq!(found(&["--since", "7d"]), [5]);
     assert_eq!(found(&["--since", "2026-01-04T00:00:00Z"]), [3, 4, 5]);
     assert_eq!(found(&["/mnt/elsewhere"]), [0; 0]);
+    assert_eq!(found(&[&digest("3").to_string()[..15]]), [3], "the beginning of a digest");
+    let none = kitfs.run(&["history", "/mnt/elsewhere"]);
+    assert_eq!(String::from_utf8_lossy(&none.stderr), "note: no event is about that, as far as is recorded\n");
 }
 
 #[test]

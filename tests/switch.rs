@@ -176,6 +176,42 @@ fn a_switch_that_failed_is_on_record_with_the_digest_that_was_asked_for() {
     }
 }
 
+/// What one switch found of a registry says nothing to the next: whoever asks by hand wants to know how it is now.
+#[test]
+fn a_registry_that_is_back_is_asked_by_the_next_switch() {
+    let server = FaultServer::empty("team/kit");
+    let (a, b) = (kit(&server, "a", b'a'), kit(&server, "moving", b'b'));
+    let kitfs = Kitfs::new();
+    let mount = kitfs.mount(&a.reference, &[]);
+    assert_eq!(switch(&kitfs, &mount, &b.reference)["digest"], json!(b.digest));
+    server.fault("moving", Fault::status(503));
+    let told = switch(&kitfs, &mount, &b.reference);
+    assert!(told["notes"].to_string().contains("the registry can't be reached"), "{told}");
+    server.heal("moving");
+    server.tag("moving", a.digest);
+    let told = switch(&kitfs, &mount, &b.reference);
+    assert_eq!((&told["digest"], &told["notes"]), (&json!(a.digest), &json!([])));
+}
+
+/// The switch is done, and whoever relies on the record hears that it lacks it.
+#[test]
+fn a_record_that_cant_be_written_is_a_warning() {
+    let server = FaultServer::empty("team/kit");
+    let (a, b) = (kit(&server, "a", b'a'), kit(&server, "b", b'b'));
+    let kitfs = Kitfs::new();
+    let mount = kitfs.mount(&a.reference, &[]);
+    let record = kitfs.path("state/history/events.jsonl");
+    eventually("the mount is on record", || record.exists());
+    fs::rename(&record, kitfs.path("moved")).expect("moves");
+    fs::create_dir(&record).expect("makes");
+    let told = switch(&kitfs, &mount, &b.reference);
+    assert!(told["warnings"].to_string().contains("the history"), "{told}");
+    assert!(kitfs.status(&mount)["warnings"].to_string().contains("events.jsonl"));
+    fs::remove_dir(&record).expect("removes");
+    assert_eq!(switch(&kitfs, &mount, &a.reference)["warnings"], json!([]));
+    assert_eq!(kitfs.status(&mount)["warnings"], json!([]));
+}
+
 #[test]
 fn a_switch_that_nobody_waits_for_any_more_is_given_up() {
     let server = FaultServer::empty("team/kit");

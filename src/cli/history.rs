@@ -34,7 +34,7 @@ Examples:
   kitfs history --at 2026-11-01T14:30 /mnt/llama --json"
 )]
 pub(super) struct HistoryCommand {
-    /// Only this mount point; this repository, or one tag of it; or this digest
+    /// Only this mount point; this repository, or one tag of it; or this digest, or its beginning
     #[arg(value_name = "DIR|REPO[:TAG]|DIGEST", value_parser = parse_subject)]
     subject: Option<Subject>,
     /// Only what is younger than this (7d), or happened since that day or instant
@@ -72,12 +72,10 @@ impl HistoryArgs {
 /// What the events should be about.
 #[derive(Debug, Clone)]
 enum Subject {
-    Digest(Digest),
+    /// A digest, or its beginning.
+    Digest(String),
     /// A text that may be either: `llama` is a directory here, and a repository in kit's storage.
-    Named {
-        dir: PathBuf,
-        reference: Option<Reference>,
-    },
+    Named { dir: PathBuf, reference: Option<Reference> },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -116,11 +114,15 @@ impl HistoryCommand {
 
     fn events(&self, out: &mut Output, mut events: Vec<Event>) -> Result<(), Failure> {
         let since = self.since.map(Since::time);
+        let are_some = !events.is_empty();
         events.retain(|event| {
             since.is_none_or(|since| event.time >= since) && self.is_about(event) && self.has_labels(&event.labels)
         });
         if self.json.json {
             return out.json(&json!({ "events": events }));
+        }
+        if are_some && events.is_empty() {
+            output::say("note", "no event is about that, as far as is recorded");
         }
         out.table(&events.iter().map(row).collect::<Vec<_>>())
     }
@@ -148,7 +150,9 @@ impl HistoryCommand {
     fn is_about(&self, event: &Event) -> bool {
         match &self.subject {
             None => true,
-            Some(Subject::Digest(digest)) => [event.digest, event.from].contains(&Some(*digest)),
+            Some(Subject::Digest(beginning)) => {
+                [event.digest, event.from].into_iter().flatten().any(|digest| begins(&digest, beginning))
+            }
             Some(named) => named.names(event, event.digest),
         }
     }
@@ -156,7 +160,7 @@ impl HistoryCommand {
     fn is_about_span(&self, span: &Span) -> bool {
         match &self.subject {
             None => true,
-            Some(Subject::Digest(digest)) => span.digest == *digest,
+            Some(Subject::Digest(beginning)) => begins(&span.digest, beginning),
             Some(named) => named.names(&span.event, Some(span.digest)),
         }
     }
@@ -180,6 +184,10 @@ impl Subject {
             && (wanted.tag.is_none() || wanted.tag.as_deref() == tag)
             && wanted.digest.is_none_or(|wanted| digest == Some(wanted))
     }
+}
+
+fn begins(digest: &Digest, beginning: &str) -> bool {
+    digest.to_string().starts_with(beginning)
 }
 
 /// A location that compares equal from wherever it was named.
@@ -301,8 +309,8 @@ fn parse_subject(text: &str) -> Result<Subject, String> {
     if text.is_empty() {
         return Err("it is empty".to_owned());
     }
-    if let Ok(digest) = text.parse() {
-        return Ok(Subject::Digest(digest));
+    if text.strip_prefix("sha256:").is_some_and(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit())) {
+        return Ok(Subject::Digest(text.to_owned()));
     }
     let path = PathBuf::from(text);
     // What is mounted there may be dead, or gone.

@@ -55,29 +55,40 @@ pub(super) fn append(dir: &Path, keep: Option<Duration>, event: &Event) -> Resul
 
 /// All events in the order of the files. There are none where there is no record.
 pub(super) fn read(dir: &Path) -> Result<Vec<Event>, HistoryError> {
-    let failed = |cause| HistoryError { action: "read", path: dir.to_owned(), cause };
     let mut events = Vec::new();
-    for (path, file) in open_all(dir).map_err(failed)? {
-        events.extend(events_in(file).map_err(|cause| HistoryError { action: "read", path, cause })?);
+    for (path, file) in open_all(dir)? {
+        events.extend(events_in(file).map_err(not_read(&path))?);
     }
     Ok(events)
 }
 
-/// Opens all files, oldest first, at a moment when none is moved. What is open stays readable.
-fn open_all(dir: &Path) -> io::Result<Vec<(PathBuf, File)>> {
-    let _lock = match open_to_read(&dir.join("lock")) {
-        Ok(file) => Some(lock(file, FlockOperation::NonBlockingLockShared)?),
-        // A copy of the record may lack it; nobody writes there.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
-    };
-    let paths = closed(dir)?.into_iter().map(|(_, path)| path).chain([dir.join(LIVE)]);
-    let opened = paths.map(|path| open_to_read(&path).map(|file| (path, file)));
-    opened.filter(|opened| opened.as_ref().err().is_none_or(|e| e.kind() != io::ErrorKind::NotFound)).collect()
+fn not_read(path: &Path) -> impl FnOnce(io::Error) -> HistoryError {
+    let path = path.to_owned();
+    move |cause| HistoryError { action: "read", path, cause }
 }
 
-fn open_to_read(path: &Path) -> io::Result<File> {
-    open(path, OpenOptions::new().read(true))
+/// Opens all files, oldest first, at a moment when none is moved. What is open stays readable.
+fn open_all(dir: &Path) -> Result<Vec<(PathBuf, File)>, HistoryError> {
+    let lock_file = dir.join("lock");
+    // A copy of the record may lack it; nobody writes there.
+    let held = open_to_read(&lock_file)
+        .and_then(|file| file.map(|file| lock(file, FlockOperation::NonBlockingLockShared)).transpose());
+    let _lock = held.map_err(not_read(&lock_file))?;
+    let closed = closed(dir).map_err(not_read(dir))?;
+    let mut opened = Vec::new();
+    for path in closed.into_iter().map(|(_, path)| path).chain([dir.join(LIVE)]) {
+        let file = open_to_read(&path).map_err(not_read(&path))?;
+        opened.extend(file.map(|file| (path, file)));
+    }
+    Ok(opened)
+}
+
+/// Opens a file of the record, if it is there.
+fn open_to_read(path: &Path) -> io::Result<Option<File>> {
+    match open(path, OpenOptions::new().read(true)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
 }
 
 /// Opens a file of the record. A pipe in its place would make us wait for its other end, and a link leads who knows where.
@@ -158,11 +169,7 @@ fn write<'a>(dir: &Path, live: &Path, events: impl IntoIterator<Item = &'a Event
 /// Closes the file where events go if it is large or old, and removes files that need not be kept. `now` is the time of the
 /// event that follows.
 fn rotate_if_due(dir: &Path, live: &Path, keep: Option<Duration>, now: Timestamp) -> io::Result<()> {
-    let file = match open_to_read(live) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
+    let Some(file) = open_to_read(live)? else { return Ok(()) };
     let keep = keep.and_then(|keep| SignedDuration::try_from(keep).ok()).unwrap_or(SignedDuration::MAX);
     let is_large = file.metadata()?.len() >= LARGE;
     let is_old = first_event(file)?.is_some_and(|first| now.duration_since(first.time) > OLD.min(keep / 12));
@@ -199,7 +206,8 @@ fn remove_old(
     let (mut old_files, mut old_events) = (Vec::new(), 0);
     let mut is_old = true;
     for (_, path) in files {
-        let found = events_in(open_to_read(&path)?)?;
+        let Some(file) = open_to_read(&path)? else { continue };
+        let found = events_in(file)?;
         // Where nothing can be read, a newer kitfs may have written.
         let last = match found.iter().map(|event| event.time).max() {
             Some(last) => last,

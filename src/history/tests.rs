@@ -346,6 +346,7 @@ fn what_is_no_file_in_the_place_of_one_is_refused_and_holds_nobody() {
             let refused = |error: HistoryError| {
                 let said = crate::report::chain(&error);
                 assert!(said.contains("it is not a regular file; move it away"), "{name}, a {what}: {said}");
+                assert!(said.contains(&path.display().to_string()), "{said} tells to move more away than {name}");
             };
             refused(place.history().read().expect_err("refused"));
             // A closed file is not opened to append.

@@ -15,11 +15,12 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::mountinfo::{self, Entry};
@@ -293,7 +294,7 @@ fn parse_started(stat: &str) -> Option<u64> {
 }
 
 fn read_record(path: &Path) -> Option<Record> {
-    match fs::read(path).map(|text| serde_json::from_slice::<Record>(&text)) {
+    match read_regular(path).map(|text| serde_json::from_slice::<Record>(&text)) {
         // The name decides which files a record speaks for.
         Ok(Ok(record)) if path.file_stem().is_some_and(|stem| *stem == *record.id) => Some(record),
         Ok(outcome) => {
@@ -304,6 +305,18 @@ fn read_record(path: &Path) -> Option<Record> {
         // It went in this moment.
         Err(_) => None,
     }
+}
+
+/// The bytes of a file. A pipe in its place would make us wait for its other end, and a link may lead to what never ends.
+fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn write_record(path: &Path, record: &Record) -> io::Result<()> {
@@ -341,6 +354,19 @@ mod tests {
         let temp = tempfile::tempdir().expect("dir");
         let state = StateDir::at(temp.path().join("state")).expect("state");
         (temp, state)
+    }
+
+    #[test]
+    fn what_lies_in_the_place_of_a_record_and_is_no_file_is_passed_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (pipe, link) = (dir.path().join("a.json"), dir.path().join("b.json"));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).expect("a pipe");
+        std::os::unix::fs::symlink("/dev/zero", &link).expect("linked");
+        for path in [&pipe, &link] {
+            assert!(read_record(path).is_none(), "{}", path.display());
+        }
+        write_record(&dir.path().join("c.json"), &record("c", "/mnt/c")).expect("written");
+        assert!(read_record(&dir.path().join("c.json")).is_some());
     }
 
     #[test]

@@ -88,7 +88,7 @@ async fn status(serving: &Arc<Serving>, check: bool) -> Value {
         let now = serving.now();
         (now.fs.clone(), now.served.clone(), now.top, now.reference.clone())
     };
-    let mut all = served::status(fs, served.clone(), serving.opener.context.clone()).await;
+    let mut all = served::status(serving, fs, served.clone()).await;
     let more = json!({
         "reference": served.reference,
         "asked": reference.to_string(),
@@ -112,7 +112,7 @@ async fn tag(serving: &Serving, reference: &Reference, top: Digest) -> Value {
         return json!({ "error": "it was asked for by digest, which never moves" });
     }
     let asked = async {
-        let access = &serving.opener.access;
+        let access = serving.opener.access();
         let source = source::open(&reference.location, &access.connection, &access.kit_home);
         source.map_err(|error| chain(&error))?.resolve(reference.tag()).await.map_err(|error| chain(&error))
     };

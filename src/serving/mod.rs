@@ -7,7 +7,7 @@
 //!   [`hook`]: the command after a switch.
 //!
 //! Locks: `step`, one switch at a time, over all of it: also while the new kit is opened, as the next one begins where this one
-//! ends. `now` and `coming`, for a look or a note.
+//! ends. `now`, `coming` and `untold`, for a look or a note.
 
 pub mod answer;
 pub mod follow;
@@ -99,6 +99,8 @@ pub struct Serving {
     /// The kit that is completed before it is switched to.
     coming: Mutex<Option<Arc<Fs>>>,
     follow: Option<Follow>,
+    /// Why the last event could not be written down.
+    untold: Mutex<Option<String>>,
 }
 
 /// What is served.
@@ -134,7 +136,7 @@ struct Asked {
 struct Prepared {
     fs: Arc<Fs>,
     warnings: Vec<String>,
-    top: Digest,
+    resolved: Resolved,
 }
 
 fn top(resolved: &Resolved) -> Digest {
@@ -152,12 +154,12 @@ impl Serving {
     ) -> Self {
         let fs = trees.now().fs().clone();
         let resolved = &fs.kit().resolved;
-        let served = Served::new(fs.kit(), purpose.dir.clone(), purpose.offline, warnings);
+        let served = Served::new(fs.kit(), resolved, purpose.dir.clone(), purpose.offline, warnings);
         let top = top(resolved);
         let (served, background, is_left) = (Arc::new(served), None, false);
         let now = Now { fs: fs.clone(), served, reference, top, background, is_left };
-        let (record, step, coming) = Default::default();
-        Self { opener, purpose, state, trees, record, step, now: Mutex::new(now), coming, follow }
+        let (record, step, coming, untold) = Default::default();
+        Self { opener, purpose, state, trees, record, step, now: Mutex::new(now), coming, follow, untold }
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -240,11 +242,19 @@ impl Serving {
         Event { user, ..event }
     }
 
-    /// Writes an event down. Blocks. A record that can't be written is no reason not to serve.
+    /// Writes an event down. Blocks. A record that can't be written is no reason not to serve, and is told.
     fn tell(&self, event: Event) {
-        if let Err(error) = self.purpose.history.append(&event) {
-            tracing::error!("{}", chain(&error));
+        let told = self.purpose.history.append(&event).map_err(|error| chain(&error));
+        if let Err(why) = &told {
+            tracing::error!("{why}");
         }
+        *self.untold.lock().unwrap_or_else(|held| held.into_inner()) = told.err();
+    }
+
+    /// What is wrong with the kit that is served, and with the record of it.
+    fn warnings(&self, mut of_the_kit: Vec<String>) -> Vec<String> {
+        of_the_kit.extend(self.untold.lock().unwrap_or_else(|held| held.into_inner()).clone());
+        of_the_kit
     }
 
     /// Serves another kit, once it is opened, and complete where that is asked for. Whatever fails before leaves the mount as
@@ -294,14 +304,15 @@ impl Serving {
         if let Some(why) = unasked {
             return Err(NotServed(format!("{} can't be read: {why}", fs.kit().resolved.pinned())));
         }
-        let top = top(&fs.kit().resolved);
+        // How it was found now, also where the tree is one that is there.
+        let resolved = fs.kit().resolved.clone();
         // What is there already is served as it is.
-        let there = self.trees.of(&fs.kit().resolved.digest).map(|live| live.fs().clone());
+        let there = self.trees.of(&resolved.digest).map(|live| live.fs().clone());
         let fs = there.unwrap_or_else(|| Arc::new(fs.read_like(&self.fs())));
         if is_prefetched {
             self.complete(&fs).await?;
         }
-        Ok(Prepared { fs, warnings, top })
+        Ok(Prepared { fs, warnings, resolved })
     }
 
     /// Sees to it that all of a kit is in the cache.
@@ -323,7 +334,7 @@ impl Serving {
 
     async fn change_over(
         self: &Arc<Self>,
-        Prepared { fs, warnings, top }: Prepared,
+        Prepared { fs, warnings, resolved }: Prepared,
         typed: Reference,
         asked: Asked,
         before: Digest,
@@ -342,12 +353,12 @@ impl Serving {
             tokio::time::sleep(TIDY).await;
             let _ = tokio::task::spawn_blocking(move || trees.tidy()).await;
         });
-        let served = Served::new(fs.kit(), self.purpose.dir.clone(), self.purpose.offline, warnings);
+        let served = Served::new(fs.kit(), &resolved, self.purpose.dir.clone(), self.purpose.offline, warnings);
         let served = Arc::new(served);
         {
             let mut now = self.now();
             (now.fs, now.served) = (fs.clone(), served.clone());
-            (now.reference, now.top) = (typed.clone(), top);
+            (now.reference, now.top) = (typed.clone(), top(&resolved));
             // What was fetched ahead of the one before is not wanted any more.
             now.background = None;
         }
@@ -370,7 +381,7 @@ impl Serving {
             "from": before,
             "trust": fs.kit().tier(),
             "notes": served.notes,
-            "warnings": served.warnings,
+            "warnings": self.warnings(served.warnings.clone()),
         }))
     }
 

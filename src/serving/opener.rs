@@ -5,6 +5,7 @@ use crate::fetch::kit::Probed;
 use crate::fetch::{Access, Context, Kit, Request, Resolved, resolve};
 use crate::fs::{Fs, Ownership};
 use crate::reference::Reference;
+use crate::source::Reach;
 
 /// How kits are opened for a mount.
 #[derive(Debug)]
@@ -40,8 +41,16 @@ impl Opener {
 
     pub(super) async fn resolve(&self, reference: &Reference) -> Result<Resolved, NotServed> {
         let request = Request { reference: reference.clone(), is_to_mount: true, ..self.request.clone() };
-        let resolved = resolve(&self.context, &self.access, &request).await;
-        resolved.map_err(|error| NotServed(self.access.why_not(reference, &error)))
+        let access = self.access();
+        let resolved = resolve(&self.context, &access, &request).await;
+        resolved.map_err(|error| NotServed(access.why_not(reference, &error)))
+    }
+
+    /// How sources are reached by who asks now: that a host was away for another switch says nothing.
+    pub(super) fn access(&self) -> Access {
+        let mut access = self.access.clone();
+        access.connection.reach = Reach::default();
+        access
     }
 
     pub(super) async fn open_resolved(&self, resolved: Resolved, step: impl Fn(&str)) -> Result<Opened, NotServed> {

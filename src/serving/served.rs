@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
+use super::Serving;
 use crate::digest::Digest;
-use crate::fetch::{Context, Kit, LayerFetch, Origin, Tier};
+use crate::fetch::{Kit, LayerFetch, Origin, Resolved, Tier};
 use crate::fs::Fs;
 use crate::fs::prefetch::Report;
 
@@ -62,9 +63,14 @@ impl From<&Origin> for KitOfChain {
 }
 
 impl Served {
-    /// What a kit that is mounted tells.
-    pub(super) fn new(kit: &Kit, mountpoint: PathBuf, offline: bool, warnings: Vec<String>) -> Self {
-        let resolved = &kit.resolved;
+    /// What a kit that is mounted tells, and how it was found.
+    pub(super) fn new(
+        kit: &Kit,
+        resolved: &Resolved,
+        mountpoint: PathBuf,
+        offline: bool,
+        warnings: Vec<String>,
+    ) -> Self {
         Self {
             reference: resolved.pinned(),
             digest: resolved.digest,
@@ -83,7 +89,8 @@ impl Served {
 }
 
 /// How a mount is, as far as its kit goes.
-pub(super) async fn status(fs: Arc<Fs>, served: Arc<Served>, context: Context) -> Value {
+pub(super) async fn status(serving: &Serving, fs: Arc<Fs>, served: Arc<Served>) -> Value {
+    let context = &serving.opener.context;
     let until = Instant::now() + COUNTING;
     let cache = context.cache.clone();
     let full = tokio::task::spawn_blocking(move || cache.fullness());
@@ -95,7 +102,7 @@ pub(super) async fn status(fs: Arc<Fs>, served: Arc<Served>, context: Context) -
     // What went wrong since it was mounted counts too.
     let indexes = fs.kit().layers.iter().filter_map(|layer| layer.unusable_index());
     let since = indexes.filter(|warning| !served.warnings.iter().any(|known| known == warning));
-    let warnings: Vec<&str> = served.warnings.iter().map(String::as_str).chain(since).collect();
+    let warnings = served.warnings.iter().cloned().chain(since.map(str::to_owned)).collect();
     json!({
         "verify": context.verify,
         "trust": fs.kit().tier(),
@@ -109,7 +116,7 @@ pub(super) async fn status(fs: Arc<Fs>, served: Arc<Served>, context: Context) -
         "full": full,
         "reads": fs.ways().report(),
         "notes": served.notes,
-        "warnings": warnings,
+        "warnings": serving.warnings(warnings),
     })
 }
 
