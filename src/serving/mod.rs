@@ -131,6 +131,16 @@ struct Asked {
     user: Option<String>,
 }
 
+impl Asked {
+    /// The event of it, by who asked.
+    fn by_whom(&self, event: Event) -> Event {
+        match &self.user {
+            Some(user) if !user.is_empty() => Event { user: user.clone(), ..event },
+            _ => event,
+        }
+    }
+}
+
 /// A kit that can be changed over to.
 #[derive(Debug)]
 struct Prepared {
@@ -222,24 +232,24 @@ impl Serving {
 
     /// An event of this mount, as it is now.
     fn event(&self, action: Action) -> Event {
-        let fs = self.fs();
-        let now = self.now();
+        let (fs, reference) = {
+            let now = self.now();
+            (now.fs.clone(), now.reference.clone())
+        };
+        self.event_about(action, &fs, &reference)
+    }
+
+    /// An event about a kit of this mount.
+    fn event_about(&self, action: Action, fs: &Fs, reference: &Reference) -> Event {
         Event {
-            digest: Some(now.served.digest),
+            digest: Some(fs.kit().resolved.digest),
             mount_point: Some(self.purpose.dir.clone()),
             mount: self.record.get().map(|record| record.id.clone()),
             trust: Some(fs.kit().tier().to_string()),
             revision: fs.kit().resolved.document.annotations.get(modelkit::REVISION).cloned(),
             labels: self.purpose.labels.clone(),
-            ..Event::now(action, now.reference.to_string())
+            ..Event::now(action, reference.to_string())
         }
-    }
-
-    /// An event of a switch, by who asked for it.
-    fn event_of(&self, asked: &Asked, before: Digest) -> Event {
-        let event = Event { from: Some(before), ..self.event(asked.action) };
-        let user = asked.user.clone().filter(|user| !user.is_empty()).unwrap_or_else(|| event.user.clone());
-        Event { user, ..event }
     }
 
     /// Writes an event down. Blocks. A record that can't be written is no reason not to serve, and is told.
@@ -286,7 +296,7 @@ impl Serving {
             Err(failure) => {
                 let outcome = Outcome::Failed(failure.to_string());
                 let (reference, trust, revision) = (typed.to_string(), None, None);
-                let event = self.event_of(&asked, before);
+                let event = asked.by_whom(Event { from: Some(before), ..self.event(asked.action) });
                 self.note(Event { outcome, digest, trust, revision, reference, ..event }).await;
                 return Err(failure);
             }
@@ -355,6 +365,14 @@ impl Serving {
         });
         let served = Served::new(fs.kit(), &resolved, self.purpose.dir.clone(), self.purpose.offline, warnings);
         let served = Arc::new(served);
+        // Another name of what was served already is nothing to tell.
+        let is_another = before != served.digest;
+        // On record before it is told: who hears of this switch and goes back finds it there.
+        if is_another {
+            let event = self.event_about(asked.action, &fs, &typed);
+            self.note(asked.by_whom(Event { from: Some(before), ..event })).await;
+            self.rewrite_record(&typed, &served).await;
+        }
         {
             let mut now = self.now();
             (now.fs, now.served) = (fs.clone(), served.clone());
@@ -365,11 +383,8 @@ impl Serving {
         let background = Prefetch::start(&fs, self.purpose.selection.clone());
         self.now().background = background;
         tracing::info!(from = %before, to = %served.digest, reference = %typed, "switched");
-        // Another name of what was served already is nothing to tell.
-        if before != served.digest {
+        if is_another {
             self.note_served();
-            self.note(self.event_of(&asked, before)).await;
-            self.rewrite_record(&typed, served.digest).await;
             if let Some(command) = &self.purpose.on_switch {
                 hook::run(command, &self.purpose.dir, &before, &served.digest);
             }
@@ -391,9 +406,9 @@ impl Serving {
         let _ = tokio::task::spawn_blocking(move || this.tell(event)).await;
     }
 
-    async fn rewrite_record(&self, typed: &Reference, digest: Digest) {
+    async fn rewrite_record(&self, typed: &Reference, served: &Served) {
         let Some(record) = self.record.get() else { return };
-        let serves = Some(self.served().reference.clone());
+        let (digest, serves) = (served.digest, Some(served.reference.clone()));
         let record = Record { reference: typed.to_string(), digest, serves, ..record.clone() };
         let state = self.state.clone();
         let written = tokio::task::spawn_blocking(move || state.rewrite(&record)).await;
